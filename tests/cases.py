@@ -1,0 +1,27 @@
+"""One line a hypothesis and one line a theorem: what the meta-tests run them on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from builders import conv_net, mlp, regression_subject, subject, tokens_subject
+from theodolite.theorems.subject import Subject
+
+Builder = Callable[[], Subject]
+
+# name of the hypothesis -> (a subject that satisfies it, a subject that refutes it)
+HYPOTHESES: dict[str, tuple[Builder, Builder]] = {
+    "real input": (subject, tokens_subject),
+    "classification": (subject, regression_subject),
+    "test split": (subject, lambda: subject(test=False)),
+    "weight decay > 0": (lambda: subject(weight_decay=1e-3), lambda: subject(weight_decay=0.0)),
+    "has parameters": (subject, lambda: subject(nn.Sequential(nn.Identity()))),
+    "piecewise linear": (conv_net_subject := lambda: subject(conv_net()), lambda: subject(nn.Sequential(mlp(), nn.Sigmoid()))),
+    "positively homogeneous in the parameters": (subject, lambda: subject(mlp(bias=True))),
+    "positively homogeneous in the input": (subject, lambda: subject(mlp(bias=True))),
+}
+
+# code of the theorem -> a subject on which it has something to say
+THEOREMS: dict[str, Builder] = {}

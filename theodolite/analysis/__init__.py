@@ -1,0 +1,1 @@
+"""Algorithms with more than one caller, or that users call directly."""

@@ -1,0 +1,1 @@
+"""Rigorous and fast linear algebra that every other layer may use."""

@@ -1,0 +1,1 @@
+"""Slow and obviously right versions, which tests hold the fast ones against."""

@@ -1,0 +1,1 @@
+"""Theorems and measurements, one a file, in folders by chapter; ``ALL`` is the list."""
