@@ -21,7 +21,7 @@ lint: $(VENV)/dev.stamp ## check style, types and the layers of the package
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/dev.stamp ## put the sources into the style that lint checks
 	@$(BIN)/ruff check --fix

@@ -61,7 +61,9 @@ def tokens_net(seed: int = 0) -> nn.Module:
     return Tokens()
 
 
-def subject(model: nn.Module | None = None, n: int = 120, m: int = 60, *, test: bool = True, **options) -> Subject:  # type: ignore[no-untyped-def]
+def subject(
+    model: nn.Module | None = None, n: int = 120, m: int = 60, *, test: bool = True, **options
+) -> Subject:  # type: ignore[no-untyped-def]
     """A subject on a slice of digits."""
     pairs = digits_pairs(n, m)
     held_out = pairs["test"] if test else None

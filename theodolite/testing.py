@@ -17,6 +17,8 @@ from theodolite.theorems.base import FINDING_STATUSES, Finding, Theorem, evaluat
 from theodolite.theorems.subject import Subject
 from theodolite.value import Value
 
+Weighted = nn.Linear | nn.Conv2d
+
 # modules through which a positive factor on a unit passes unchanged
 _HOMOGENEOUS = (
     nn.ReLU,
@@ -74,32 +76,44 @@ def check_theorem(
         assert finding.status == derived, f"{theorem.code}: status {finding.status}, its parts say {derived}"
     for name, value in finding.values.items():
         again = Value.from_dict(json.loads(json.dumps(value.to_dict(), default=str)))
-        assert again.low == value.low and again.high == value.high, f"{theorem.code}.{name} does not survive JSON"
+        assert again.low == value.low
+        assert again.high == value.high, f"{theorem.code}.{name} does not survive JSON"
     twin = evaluate(theorem, build())
     assert same_values(finding, twin, 0.0), f"{theorem.code}: the same seed gave other numbers"
     for name, number in (truth or {}).items():
         value = finding.values[name]
         slack = tolerance * max(1.0, abs(number))
-        assert value.low - slack <= number <= value.high + slack, f"{theorem.code}.{name}: {value} misses {number}"
+        assert value.low - slack <= number <= value.high + slack, (
+            f"{theorem.code}.{name}: {value} misses {number}"
+        )
     return finding
 
 
 def check_global_state(action: Callable[[], Any]) -> Any:
     """Run an action and assert that it leaves every global random state as it was."""
-    before = torch.get_rng_state().clone(), random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index]
+    before = torch.get_rng_state().clone(), random.getstate(), _numpy_state()
     result = action()
     assert torch.equal(before[0], torch.get_rng_state()), "torch's global random state changed"
     assert before[1] == random.getstate(), "Python's global random state changed"
-    assert np.array_equal(before[2], np.random.get_state()[1]), "numpy's global random state changed"  # type: ignore[index]
+    assert before[2] == _numpy_state(), "numpy's global random state changed"
     return result
+
+
+def _numpy_state() -> tuple[bytes, ...]:
+    state = np.random.get_state(legacy=True)  # noqa: NPY002
+    return tuple(np.asarray(part).tobytes() for part in state)
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """Return everything of a module that an audit must leave alone, comparable by ``==``."""
     return {
-        "state": {k: v.detach().cpu().to(torch.float64).numpy().tobytes() for k, v in _tensors(model).items()},
+        "state": {
+            k: v.detach().cpu().to(torch.float64).numpy().tobytes() for k, v in _tensors(model).items()
+        },
         "identity": {k: id(v) for k, v in model.named_parameters()},
-        "grad": {k: None if p.grad is None else p.grad.cpu().numpy().tobytes() for k, p in model.named_parameters()},
+        "grad": {
+            k: None if p.grad is None else p.grad.cpu().numpy().tobytes() for k, p in model.named_parameters()
+        },
         "requires": {k: p.requires_grad for k, p in model.named_parameters()},
         "modes": {k: m.training for k, m in model.named_modules()},
         "hooks": {
@@ -161,11 +175,11 @@ def check_coverage(draw: Callable[[int], Value], truth: float, *, repetitions: i
     return covered
 
 
-def hidden_layers(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+def hidden_layers(model: nn.Module) -> list[tuple[Weighted, Weighted]]:
     """Return consecutive weight layers joined by positively homogeneous modules, in a chain of modules."""
     chain = [m for m in model.modules() if next(m.children(), None) is None]
-    pairs: list[tuple[nn.Module, nn.Module]] = []
-    last: nn.Module | None = None
+    pairs: list[tuple[Weighted, Weighted]] = []
+    last: Weighted | None = None
     for module in chain:
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             if last is not None:
@@ -223,22 +237,20 @@ def insert_dead_units(model: nn.Module, generator: torch.Generator) -> nn.Module
     return model
 
 
-def _incoming(after: nn.Module, units: int) -> Tensor:
+def _incoming(after: Weighted, units: int) -> Tensor:
     """Return a view of the weights as (outputs, units, weights of one unit)."""
-    weight = after.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach().view(weight.shape[0], units, -1)
+    return after.weight.detach().view(after.weight.shape[0], units, -1)
 
 
-def _set_width(before: nn.Module, after: nn.Module, units: int) -> None:
+def _set_width(before: Weighted, after: Weighted, units: int) -> None:
     if isinstance(before, nn.Linear):
         before.out_features = units
     else:
-        before.out_channels = units  # type: ignore[assignment]
+        before.out_channels = units
     if isinstance(after, nn.Linear):
         after.in_features = after.weight.shape[1]
     else:
-        after.in_channels = units  # type: ignore[assignment]
+        after.in_channels = units
 
 
 FUNCTION_PRESERVING: dict[str, Callable[[nn.Module, torch.Generator], nn.Module]] = {

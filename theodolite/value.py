@@ -184,9 +184,11 @@ class Value:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Value:
         """Return the value that :meth:`to_dict` wrote."""
-        numbers = {k: None if data[k] is None else float(data[k]) for k in ("value", "lower", "upper")}
-        rest = {k: data[k] for k in ("kind", "unit", "confidence", "witness", "note")}
-        return cls(**numbers, **rest)
+        value, lower, upper = (
+            None if data[k] is None else float(data[k]) for k in ("value", "lower", "upper")
+        )
+        rest = (data[k] for k in ("kind", "unit", "confidence", "witness", "note"))
+        return cls(value, lower, upper, *rest)
 
 
 def _encode(number: float | None) -> float | str | None:

@@ -34,7 +34,8 @@ def test_run_equals_forward(training):
     torch.manual_seed(0)
     model, x = Residual().train(training), torch.randn(5, 3, 6, 6)
     graph = trace(model, x)
-    assert graph.traced and graph.training is training
+    assert graph.traced
+    assert graph.training is training
     state = {k: v.clone() for k, v in model.state_dict().items()}
     ours = graph.run(x)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
@@ -44,11 +45,14 @@ def test_run_equals_forward(training):
 def test_names_layers_and_weights():
     graph = trace(Residual().eval(), torch.randn(2, 3, 6, 6))
     ops = [node.op for node in graph.operations]
-    assert ops.count("conv2d") == 2 and "relu" in ops and "add" in ops
+    assert ops.count("conv2d") == 2
+    assert "relu" in ops
+    assert "add" in ops
     weights = {node.inputs[1].target for node in graph.operations if node.op == "conv2d"}
     assert len(weights) == 1, "tied weights appear once"
     convolution = next(node for node in graph.operations if node.op == "conv2d")
-    assert convolution.layer == "a" and convolution.where == "layer 'a' (Conv2d)"
+    assert convolution.layer == "a"
+    assert convolution.where == "layer 'a' (Conv2d)"
     assert convolution.shape == (2, 3, 6, 6)
 
 
@@ -79,7 +83,9 @@ class Branching(nn.Module):
 
 def test_untraceable_says_why(capfd):
     graph = trace(Branching(), torch.randn(2, 4))
-    assert not graph.traced and graph.nodes == [] and graph.reason
+    assert not graph.traced
+    assert graph.nodes == []
+    assert graph.reason
     with pytest.raises(ValueError, match="tracing failed"):
         graph.run(torch.randn(2, 4))
     assert capfd.readouterr() == ("", ""), "tracing prints nothing"

@@ -28,7 +28,12 @@ def networks() -> list[nn.Module]:
         builders.mlp(64, 16, 10, seed=5),
         builders.mlp(64, 6, 12, 10, bias=True, seed=6),
     ]
-    return [*dense, builders.conv_net(), builders.conv_net("zeros", seed=1), builders.conv_net("circular", seed=2)]
+    return [
+        *dense,
+        builders.conv_net(),
+        builders.conv_net("zeros", seed=1),
+        builders.conv_net("circular", seed=2),
+    ]
 
 
 @functools.cache
@@ -40,7 +45,12 @@ def findings(index: int, change: str, draw: int):  # type: ignore[no-untyped-def
         x = builders.digits()[0][:20].double()
         torch.testing.assert_close(changed(x), model(x), rtol=1e-9, atol=1e-11)
         model = changed
-    subject = Subject(model, *builders.digits_pairs(24, 12)["train"], test=builders.digits_pairs(24, 12)["test"], weight_decay=1e-3)
+    subject = Subject(
+        model,
+        *builders.digits_pairs(24, 12)["train"],
+        test=builders.digits_pairs(24, 12)["test"],
+        weight_decay=1e-3,
+    )
     relevant = [t for t in theorems.ALL if not change or change in t.invariant | t.sensitive]
     return {t.code: evaluate(t(), subject) for t in relevant}
 
@@ -55,7 +65,7 @@ def test_declared_invariance_and_sensitivity(index, change):
             before, after = original[theorem.code], changed.get(theorem.code)
             if change in theorem.invariant:
                 assert same_values(before, after, 1e-6), (theorem.code, before.values, after.values)
-            elif change in theorem.sensitive and before.values and "dead units" != change:
+            elif change in theorem.sensitive and before.values and change != "dead units":
                 assert not same_values(before, after, 1e-9), f"{theorem.code} should change under {change}"
 
 
@@ -64,7 +74,9 @@ def test_every_declared_sensitivity_is_seen():
         for theorem in theorems.ALL:
             if change in theorem.sensitive:
                 moved = [
-                    not same_values(findings(i, "", 0)[theorem.code], findings(i, change, 0)[theorem.code], 1e-9)
+                    not same_values(
+                        findings(i, "", 0)[theorem.code], findings(i, change, 0)[theorem.code], 1e-9
+                    )
                     for i in range(10)
                 ]
                 assert any(moved), f"{theorem.code} is declared sensitive to {change} and never moves"

@@ -12,10 +12,10 @@ from torch import nn
 from theodolite.testing import check_global_state, snapshot
 from theodolite.theorems.subject import InputError, Reducer, Subject, margins
 
-AUDITABLE = [
-    "relu_net bias_net sigmoid_net batch_norm_net frozen_net double_net half_net residual_net tied_net attention_net",
-    "recurrent_net branching_net",
-]
+AUDITABLE = (
+    "relu_net bias_net sigmoid_net batch_norm_net frozen_net double_net half_net residual_net tied_net "
+    "attention_net recurrent_net branching_net"
+)
 REFUSED = {
     "nan_net": r"'layers\.2\.weight' has 1 entries that are not finite \(NaN\)",
     "noisy_net": r"draws random numbers",
@@ -27,13 +27,14 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", " ".join(AUDITABLE).split())
+@pytest.mark.parametrize("name", AUDITABLE.split())
 def test_auditable_models_are_left_alone(name):
     model = getattr(nets, name)
     before = snapshot(model)
     subject = check_global_state(lambda: Subject(model, *builders.digits_pairs(40)["train"]))
     assert subject.logits().shape == (40, 10)
-    assert subject.model is not model and not subject.model.training
+    assert subject.model is not model
+    assert not subject.model.training
     assert snapshot(model) == before
 
 
@@ -60,7 +61,7 @@ def test_batch_dependence_is_refused():
     with pytest.raises(InputError, match="mixes the samples of a batch"):
         builders.subject(Centered())
     norm = nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10, track_running_stats=False))
-    with pytest.raises(InputError, match="not independent; .*layer '1' \\(BatchNorm1d\\)"):
+    with pytest.raises(InputError, match=r"not independent; .*layer .1. \(BatchNorm1d\)"):
         builders.subject(norm)
 
 
@@ -86,7 +87,12 @@ WITH_NAN[3, 4] = np.nan
         (X, Y, {"device": "cuda:7"}, "device: .* got 'cuda:7'"),
         (X, Y, {"device": "abacus"}, "device: .* got 'abacus'"),
         (X, np.ones((12, 3)), {}, r"targets of shape \(n, 10\) like the outputs, got \(12, 3\)"),
-        (X, Y, {"test": (X[:, :7], Y)}, r"test X: expected samples of shape \(64,\) as in training, got \(7,\)"),
+        (
+            X,
+            Y,
+            {"test": (X[:, :7], Y)},
+            r"test X: expected samples of shape \(64,\) as in training, got \(7,\)",
+        ),
         (X, Y, {"loss": lambda output, target: output}, "return one finite number"),
     ],
 )
@@ -164,4 +170,5 @@ def test_reducers_share_one_pass(monkeypatch):
 def test_untraceable_models_stream_their_modules():
     subject = Subject(nets.branching_net, *builders.digits_pairs(30)["train"])
     rows = subject.reduced(CountRows).rows
-    assert sum(rows.values()) > 0 and set(rows) <= {"a", "b"}
+    assert sum(rows.values()) > 0
+    assert set(rows) <= {"a", "b"}

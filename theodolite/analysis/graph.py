@@ -25,14 +25,40 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 LEAVES = frozenset({"input", "parameter", "buffer", "constant"})
 RANDOM_OPS = frozenset(
-    "rand randn rand_like randn_like randint randint_like randperm normal normal_functional bernoulli "
-    "multinomial rrelu rrelu_with_noise poisson exponential uniform".split()
+    [
+        "rand",
+        "randn",
+        "rand_like",
+        "randn_like",
+        "randint",
+        "randint_like",
+        "randperm",
+        "normal",
+        "normal_functional",
+        "bernoulli",
+        "multinomial",
+        "rrelu",
+        "rrelu_with_noise",
+        "poisson",
+        "exponential",
+        "uniform",
+    ]
 )
 # operations whose first output is the result and whose others are by-products
 _FIRST_OUTPUT = frozenset(
-    "_native_batch_norm_legit_no_training _native_batch_norm_legit_functional _native_batch_norm_legit "
-    "native_batch_norm cudnn_batch_norm native_dropout native_layer_norm native_group_norm "
-    "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices".split()
+    [
+        "_native_batch_norm_legit_no_training",
+        "_native_batch_norm_legit_functional",
+        "_native_batch_norm_legit",
+        "native_batch_norm",
+        "cudnn_batch_norm",
+        "native_dropout",
+        "native_layer_norm",
+        "native_group_norm",
+        "max_pool1d_with_indices",
+        "max_pool2d_with_indices",
+        "max_pool3d_with_indices",
+    ]
 )
 
 
@@ -339,11 +365,19 @@ def _leaf(raw: Any, spec: Any, program: Any) -> Node:
 
 
 def _operation(raw: Any, table: Mapping[str, Node]) -> Node:
-    stack = [entry for key, entry in (raw.meta.get("nn_module_stack") or {}).items() if not key.startswith("_empty")]
+    stack = [
+        entry
+        for key, entry in (raw.meta.get("nn_module_stack") or {}).items()
+        if not key.startswith("_empty")
+    ]
     layer, kind = stack[-1] if stack else ("", "")
     kind = kind if isinstance(kind, str) else kind.__name__
     target = raw.target
-    op = target._opname if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+    op = (
+        target._opname
+        if isinstance(target, torch._ops.OpOverload)
+        else getattr(target, "__name__", str(target))
+    )
     return Node(
         raw.name,
         op,
@@ -360,9 +394,11 @@ def _relink(item: Any, table: Mapping[str, Node]) -> Any:
     if isinstance(item, torch.fx.Node):
         return table[item.name]
     if isinstance(item, (tuple, list)):
-        return tuple(_relink(part, table) for part in item) if isinstance(item, tuple) else [
-            _relink(part, table) for part in item
-        ]
+        return (
+            tuple(_relink(part, table) for part in item)
+            if isinstance(item, tuple)
+            else [_relink(part, table) for part in item]
+        )
     if isinstance(item, dict):
         return {key: _relink(part, table) for key, part in item.items()}
     return item

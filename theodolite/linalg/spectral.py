@@ -135,7 +135,7 @@ def sigma_max(
     else:
         if matrix.dense is None:
             raise ValueError(f"method: expected 'random' or 'split' for an operator, got {method!r}")
-        lower, upper = _DENSE[method](matrix.dense(), tol, max_steps)
+        lower, upper = _DENSE[method](_tall(matrix.dense()), tol, max_steps)
     confidence, note = 1.0, _NOTES[method]
     if upper > matrix.ceiling:
         upper, note = matrix.ceiling, _NOTES["norms"]
@@ -171,8 +171,7 @@ def proves_at_most(A: Any, tau: float) -> bool:
     scaled = _ldexp(tau, -matrix.exponent, -1)
     if scaled >= matrix.ceiling:
         return True
-    gram = _Gram.of(_tall(matrix.dense())[None])
-    return scaled > 0.0 and bool(gram.at_most(scaled, torch.tensor([0])).all())
+    return scaled > 0.0 and bool(_Grams(_tall(matrix.dense())[None]).at_most(scaled, [0])[0])
 
 
 def batched_sigma_max(
@@ -209,18 +208,18 @@ def batched_sigma_max(
         raise ValueError(f"mats: expected a tensor of shape (b, m, n), got {got}")
     if mats.numel() == 0:
         return 0.0, 0.0
-    mats = mats.detach()
-    _check_finite("mats", torch.view_as_real(mats) if mats.is_complex() else mats)
-    top = float(max(mats.real.abs().max(), mats.imag.abs().max()) if mats.is_complex() else mats.abs().max())
-    exponent = math.frexp(top)[1]
+    mats = mats.detach().resolve_conj()
+    parts = torch.view_as_real(mats) if mats.is_complex() else mats
+    _check_finite("mats", parts)
     m, n = mats.shape[1:]
+    exponent = math.frexp(float(parts.abs().max()))[1]
     lower = upper = 0.0
     for chunk in mats.split(max(1, chunk_bytes // (16 * (m * n + 3 * min(m, n) ** 2)))):
-        chunk = chunk.to("cpu", torch.complex128 if mats.is_complex() else torch.float64)
-        chunk = _tall(_scale(chunk, -exponent))
-        chunk = chunk[chunk.abs().amax((1, 2)) > 0]
-        if len(chunk):
-            lower, threshold = _inertia(chunk, tol, max_steps, lower)
+        exact = chunk.to("cpu", torch.complex128 if mats.is_complex() else torch.float64)
+        blocks = _tall(_scale(exact, -exponent))
+        blocks = blocks[(blocks != 0).any(2).any(1)]
+        if len(blocks):
+            lower, threshold = _inertia(blocks, tol, max_steps, lower)
             upper = max(upper, threshold)
     return _ldexp(lower, exponent, -1), _ldexp(upper, exponent, 1)
 
@@ -232,7 +231,7 @@ def batched_sigma_max(
 class _Matrix:
     """An input times 2^-exponent, its products, and what is known about it for free."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     forward: Callable[[Tensor], Tensor]
     adjoint: Callable[[Tensor], Tensor]
     exponent: int = 0
@@ -248,7 +247,8 @@ class _Matrix:
 
     def rayleigh(self, x: Tensor) -> float:
         """Return a proved lower bound |A x| / |x|."""
-        y = float(torch.linalg.vector_norm(self.forward(x))) / float(torch.linalg.vector_norm(x))
+        size = float(torch.linalg.vector_norm(x))
+        y = float(torch.linalg.vector_norm(self.forward(x))) / size if size > 0.0 else 0.0
         return y * (1.0 - 2.0 * gamma(sum(self.shape) + 4)) / (1.0 + self.relative)
 
 
@@ -268,8 +268,8 @@ def _check_finite(name: str, A: Tensor) -> None:
 
 
 def _scale(A: Tensor, exponent: int) -> Tensor:
-    # Exact (but for entries that vanish beside the largest); in halves, as 2^exponent may overflow.
-    return A * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
+    # Exact, but for entries that vanish beside the largest. In halves, as 2^exponent may overflow.
+    return A * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2) if exponent else A
 
 
 def _ldexp(x: float, exponent: int, toward: int) -> float:
@@ -278,8 +278,7 @@ def _ldexp(x: float, exponent: int, toward: int) -> float:
         y = math.ldexp(x, exponent)
     except OverflowError:
         return math.inf if toward > 0 else math.nextafter(math.inf, 0.0)
-    inexact = 0.0 < x and y < 2.0**-1021
-    return max(0.0, math.nextafter(y, math.inf * toward)) if inexact else y
+    return max(0.0, math.nextafter(y, math.inf * toward)) if 0.0 < x and y < 2.0**-1021 else y
 
 
 def _tall(A: Tensor) -> Tensor:
@@ -287,39 +286,187 @@ def _tall(A: Tensor) -> Tensor:
 
 
 def _read(A: Any, product_error: float | None, generator: torch.Generator) -> _Matrix:
+    """Check the input, scale it so that its largest entry is in [1/2, 1), and measure it."""
     if isinstance(A, Tensor) and A.layout != torch.strided:
-        coo = A.detach().to("cpu", torch.float64).to_sparse_coo().coalesce()
-        A = sp.csr_array((coo.values().numpy(), coo.indices().numpy()), shape=tuple(A.shape))
+        coo = A.detach().to("cpu").to_sparse_coo().coalesce()
+        A = sp.csr_array((coo.values().double().numpy(), tuple(coo.indices().numpy())), shape=tuple(A.shape))
+    matrix = isinstance(A, Tensor | np.ndarray) or sp.issparse(A)
     shape = tuple(getattr(A, "shape", ()))
-    if len(shape) != 2 or not (isinstance(A, Tensor | np.ndarray) or sp.issparse(A) or hasattr(A, "rmatvec")):
+    if len(shape) != 2 or not (matrix or (hasattr(A, "matvec") and hasattr(A, "rmatvec"))):
         raise ValueError(f"A: expected a matrix or an operator, got {type(A).__name__} of shape {shape}")
-    kind = A.dtype if isinstance(A, Tensor) else getattr(A, "dtype", None) or np.dtype(float)
-    if kind.is_complex if isinstance(kind, torch.dtype) else kind.kind not in "buif" or kind.itemsize > 8:
-        raise ValueError(f"A: expected real entries of at most 64 bits, got {kind}")
+    real = not A.is_complex() if isinstance(A, Tensor) else not matrix or A.dtype.kind in "buif"
+    if not real or (isinstance(A, np.ndarray) and A.dtype.itemsize > 8):
+        raise ValueError(f"A: expected real entries of at most 64 bits, got {A.dtype}")
     if 0 in shape:
         return _Matrix(shape, torch.clone, torch.clone, ceiling=0.0)
-    if hasattr(A, "rmatvec") and not sp.issparse(A):
+    if not matrix:
         return _operator(A, shape, product_error, generator)
     if product_error is not None:
-        raise ValueError("product_error: expected None for a matrix with entries; its products are bounded here")
+        raise ValueError("product_error: expected None for a matrix, whose own rounding is bounded here")
     if sp.issparse(A):
         csr = sp.csr_array(A, dtype=np.float64, copy=True)
         csr.sum_duplicates()
-        _check_finite("A", torch.from_numpy(csr.data))
-        exponent = math.frexp(float(abs(csr.data).max(initial=0.0)))[1]
-        csr.data = _scale(torch.from_numpy(csr.data), -exponent).numpy()
-        csc = sp.csr_array(csr.T)
-        size = abs(csr)
-        rows, columns = (torch.from_numpy((size**p).sum(axis=1)) for p in (1, 2)), (
-            torch.from_numpy((size**p).sum(axis=0)) for p in (1, 2)
-        )
+        entries = torch.from_numpy(csr.data)
+        _check_finite("A", entries)
+        exponent = math.frexp(float(entries.abs().max()))[1] if len(entries) else 0
+        csr.data = _scale(entries, -exponent).numpy()
+        csc = sp.csr_array(csr.T)  # as rows, so that both products run over contiguous rows
         terms = int(max(np.diff(csr.indptr).max(), np.diff(csc.indptr).max()))
-        products = (lambda x: torch.from_numpy(csr @ x.numpy())), (lambda y: torch.from_numpy(csc @ y.numpy()))
-        return _measured(shape, products, exponent, terms, *rows, *columns, lambda: torch.from_numpy(csr.toarray()))
+        sums = [torch.from_numpy((abs(csr) ** p).sum(axis=i)) for p in (1, 2) for i in (0, 1)]
+        return _Matrix(
+            shape,
+            lambda x: torch.from_numpy(csr @ x.numpy()),
+            lambda y: torch.from_numpy(csc @ y.numpy()),
+            exponent,
+            *_measure(shape, terms, sums),
+            lambda: torch.from_numpy(csr.toarray()),
+        )
     dense = A.detach().to("cpu", torch.float64) if isinstance(A, Tensor) else torch.from_numpy(np.array(A, float))
     _check_finite("A", dense)
     exponent = math.frexp(float(dense.abs().max()))[1]
     dense = _scale(dense, -exponent)
-    size = dense.abs()
-    sums = size.sum(1), (size * size).sum(1), size.sum(0), (size * size).sum(0)
-    return _measured(shape, (dense.mv, dense.T.mv), exponent, max(shape), *sums, lambda: dense)
+    sums = [(dense.abs() ** p).sum(i) for p in (1, 2) for i in (0, 1)]
+    measures = _measure(shape, max(shape), sums)
+    return _Matrix(shape, lambda x: dense @ x, lambda y: dense.T @ y, exponent, *measures, lambda: dense)
+
+
+def _measure(shape: tuple[int, ...], terms: int, sums: list[Tensor]) -> tuple[float, float]:
+    """Return (relative product error, free upper bound) from the column and row sums of |A|, |A|^2."""
+    up = 1.0 + 2.0 * gamma(sum(shape) + 8)
+    one, inf, square = float(sums[0].max()), float(sums[1].max()), float(sums[2].sum())
+    ceiling = up * min(math.sqrt(square), math.sqrt(one * inf))
+    floor = math.sqrt(max(float(sums[2].max()), float(sums[3].max()), square / min(shape))) / up
+    return gamma(terms + 2) * ceiling / floor if floor > 0.0 else 0.0, ceiling
+
+
+def _operator(A: Any, shape: tuple[int, ...], error: float | None, generator: torch.Generator) -> _Matrix:
+    numpy = isinstance(A, sp.linalg.LinearOperator)
+    exponent = 0
+
+    def apply(name: str, x: Tensor) -> Tensor:
+        if x.ndim == 2:
+            return torch.stack([apply(name, column) for column in x.T], 1)
+        y = torch.as_tensor(getattr(A, name)(x.numpy() if numpy else x)).detach().to("cpu")
+        if y.is_complex() or y.shape != (shape[0 if name == "matvec" else 1],) or not y.isfinite().all():
+            raise ValueError(f"A.{name}: expected a finite real vector, got {y.dtype} of shape {tuple(y.shape)}")
+        if error is None:
+            roundoff.append(torch.finfo(y.dtype).eps if y.is_floating_point() else 2.0 * UNIT_ROUNDOFF)
+        return _scale(y.double(), -exponent)
+
+    roundoff: list[float] = [] if error is None else [error / 500.0]
+    x, y = (torch.randn(k, dtype=torch.float64, generator=generator) for k in (shape[1], shape[0]))
+    exponent = math.frexp(float(apply("matvec", x).abs().max()))[1]
+    Ax, Aty = apply("matvec", x), apply("rmatvec", y)
+    relative = 500.0 * max(roundoff)
+    gap = abs(float(Ax @ y) - float(Aty @ x))
+    norms = [float(torch.linalg.vector_norm(v)) for v in (Ax, y, Aty, x)]
+    if gap > (4.0 * relative + 1e-8) * (norms[0] * norms[1] + norms[2] * norms[3]):
+        raise ValueError("A.rmatvec: expected the adjoint of A.matvec, got products that disagree")
+    return _Matrix(
+        shape,
+        lambda v: apply("matvec", v),
+        lambda v: apply("rmatvec", v),
+        exponent,
+        relative,
+        math.inf if max(norms[0], norms[2]) > 0.0 else 0.0,
+        assumption=f", if its products are accurate to {relative:.1g} sigma_max",
+    )
+
+
+# Proofs
+
+
+class _Grams:
+    """Gram matrices H = fl(A'A) of tall blocks (b, m, n), and the test sigma_max(A) <= tau.
+
+    Let s = fl(tau^2 - c), B = fl(s I - H) and suppose that Cholesky of B completes with factor R.
+    Then sigma_max(A) <= tau, for g_k = k u / (1 - k u), u = 2^-53, if
+
+        c >= g_{n+4} / (1 - g_{n+4}) tr(tau^2 I - H) + g_{m+2} N^2 + 4 u tau^2,  N >= norm of |A| .
+
+    1. *Cholesky*: |B - R'R|_ij <= g_{n+1} (|R|'|R|)_ij in any order of summation (Higham 2002,
+       theorem 10.3); n + 4 leaves room for reciprocals in place of divisions. Column j of R has
+       |r_j|^2 <= B_jj / (1 - g), so |B - R'R| <= g sum |r_j|^2 <= g / (1 - g) tr B, and
+       lambda_min(B) >= -g / (1 - g) tr B. This is theorem 2.3 of Rump (2006), also proved formally
+       (Roux, J. Autom. Reasoning 2016).
+    2. *Gram*: |H - A'A| <= g_m |A|'|A| entrywise, hence |H - A'A| <= g_m N^2. Only one triangle of
+       H is used, so that a computed H need not be symmetric.
+    3. *Diagonal*: squaring tau, subtracting c and subtracting H_jj cost u tau^2 each.
+    4. *Underflow*: entries are scaled to at most 1 with tau >= 1/4, so underflow adds at most
+       (m + 4 n (n + 2)) 2^-1074, which the fourth u tau^2 covers.
+
+    Together A'A <= H + g_m N^2 <= s I - B + ... <= tau^2 I. Complex sums of k terms are two real ones
+    of 2 k terms: there g_k becomes sqrt(2) g_{2k}.
+    """
+
+    def __init__(self, blocks: Tensor) -> None:
+        _, self.m, self.n = blocks.shape
+        self.blocks = blocks
+        self.H = blocks.mH @ blocks
+        self.diagonal = self.H.diagonal(dim1=-2, dim2=-1).real
+        size = blocks.abs()
+        sums = size.sum(1).amax(1) * size.sum(2).amax(1)
+        squares = torch.linalg.vector_norm(torch.linalg.vector_norm(size, dim=1), dim=1) ** 2
+        self.N2 = torch.minimum(sums, squares) * (1.0 + 4.0 * gamma(self.m + self.n + 8))
+
+    def _gamma(self, k: int) -> float:
+        return math.sqrt(2.0) * gamma(2 * k + 2) if self.blocks.is_complex() else gamma(k)
+
+    def margin(self, tau: float, which: list[int]) -> Tensor:
+        """Return c, shape (len(which),)."""
+        g = self._gamma(self.n + 4)
+        trace = (tau * tau - self.diagonal[which]).clamp(min=0.0).sum(1)
+        c = g / (1.0 - g) * trace + self._gamma(self.m + 2) * self.N2[which]
+        return _PAD * (c + 4.0 * UNIT_ROUNDOFF * tau * tau)
+
+    def at_most(self, tau: float, which: list[int]) -> Tensor:
+        """Return for which of the blocks sigma_max <= tau is proved."""
+        B = -self.H[which]
+        B.diagonal(dim1=-2, dim2=-1).add_((tau * tau - self.margin(tau, which))[:, None])
+        return torch.linalg.cholesky_ex(B).info == 0
+
+    def rayleigh(self, i: int, steps: int, tol: float) -> float:
+        """Return a proved lower bound |A v| / |v| for a top eigenvector v of H_i (all of it if steps = 0)."""
+        H, n = self.H[i], self.n
+        if steps == 0:
+            v = torch.linalg.eigh(H).eigenvectors[:, -1]
+        else:
+            # The residual is squared in the eigenvalue's error, whence the square root.
+            options = {"steps": steps, "tol": 0.01 * math.sqrt(tol), "generator": _generator(i), "which": "largest"}
+            if H.is_complex():  # C^n as R^2n: the same eigenvalues, each twice
+                real, imag = H.real.contiguous(), H.imag.contiguous()
+                H = torch.cat([torch.cat([real, -imag], 1), torch.cat([imag, real], 1)])
+            v = lanczos(H.mv, len(H), **options).ritz_vectors([-1])[:, 0]
+            v = torch.complex(v[:n], v[n:]) if len(H) > n else v
+        image, size = (float(torch.linalg.vector_norm(x)) for x in (self.blocks[i] @ v, v))
+        error = self._gamma(self.n + 2) * math.sqrt(float(self.N2[i]))
+        return image / size * (1.0 - 2.0 * self._gamma(self.m + 4)) - error
+
+
+def _inertia(blocks: Tensor, tol: float, steps: int, lower: float = 0.0) -> tuple[float, float]:
+    """Return (lower, tau) with lower <= max_i sigma_max(A_i), if it is not below, and all <= tau."""
+    grams = _Grams(blocks)
+    full = steps if grams.n > 256 else 0
+    x = torch.randn(len(blocks), grams.n, 1, dtype=blocks.dtype, generator=_generator(0))
+    for _ in range(3):  # a ranking only
+        x = torch.nn.functional.normalize(grams.H @ x, dim=1)
+    score = torch.linalg.vector_norm(blocks @ x, dim=(1, 2)).tolist()
+    pending = sorted(range(len(blocks)), key=score.__getitem__, reverse=True)
+    looks = [0] * len(blocks)
+    tau, excess, some = 0.0, 0.5 * tol, 1
+    while pending:
+        fresh = [i for i in pending if looks[i] < 2][:some]
+        for i in fresh:
+            if looks[i] == 0 and 1.5 * score[i] < lower:
+                continue
+            exact = full == 0 or (looks[i] == 1 and grams.n <= _SMALL)
+            lower = max(lower, grams.rayleigh(i, 0 if exact else full * (1 + 2 * looks[i]), tol))
+            looks[i] = 2 if exact else looks[i] + 1
+        if not fresh:
+            excess *= 4.0
+        margins = grams.margin(lower, pending) / (lower * lower)
+        tau = max(tau, lower * (1.0 + max(excess, float(margins.max()))))
+        passed = grams.at_most(tau, pending).tolist()
+        pending = [i for i, ok in zip(pending, passed, strict=True) if not ok]
+        some = max(2, len(pending) // 2)
+    return lower, tau

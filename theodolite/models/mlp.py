@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ class MLP(nn.Module):
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(f"widths: expected at least two positive numbers, got {tuple(widths)}")
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out, bias=bias), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
 

@@ -273,7 +273,9 @@ def evaluate(theorem: Theorem, subject: Subject) -> Finding:
     try:
         for hypothesis in theorem.hypotheses:
             verdict = hypothesis(subject)
-            checked.append(CheckedHypothesis(hypothesis.name, hypothesis.statement, verdict, hypothesis.about))
+            checked.append(
+                CheckedHypothesis(hypothesis.name, hypothesis.statement, verdict, hypothesis.about)
+            )
             if verdict.status == "refuted":
                 break
         if all(c.status != "refuted" for c in checked):

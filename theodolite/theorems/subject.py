@@ -119,7 +119,9 @@ class Subject:
             if test is not None:
                 pairs["test"] = test
             for split, (inputs, targets) in pairs.items():
-                self.data[split] = validation.to_tensors(self.model, inputs, targets, self.loss_name, split, self.notes)
+                self.data[split] = validation.to_tensors(
+                    self.model, inputs, targets, self.loss_name, split, self.notes
+                )
             self.n_outputs = validation.check_forward(self)
             for split in self.data:
                 self.data[split] = validation.check_targets(self, split)
@@ -253,14 +255,14 @@ class Subject:
     @contextlib.contextmanager
     def preserved(self) -> Iterator[None]:
         """Keep the global random states of torch, numpy and Python as they are."""
-        states = random.getstate(), np.random.get_state()
+        states = random.getstate(), np.random.get_state()  # noqa: NPY002  (a forward may draw from it)
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
             try:
                 yield
             finally:
                 random.setstate(states[0])
-                np.random.set_state(states[1])
+                np.random.set_state(states[1])  # noqa: NPY002
 
 
 @contextlib.contextmanager
@@ -298,4 +300,6 @@ def deep_copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
-        raise InputError(f"model: expected a module that copy.deepcopy can copy, but it raised: {error}") from error
+        raise InputError(
+            f"model: expected a module that copy.deepcopy can copy, but it raised: {error}"
+        ) from error

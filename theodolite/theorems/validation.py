@@ -36,27 +36,37 @@ def working_copy(model: Any, device: str | torch.device | None, notes: list[str]
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
-            raise InputError(f"model: '{name}' is not initialized; run the model once on data before auditing it")
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            raise InputError(
+                f"model: '{name}' is not initialized; run the model once on data before auditing it"
+            )
         if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             what = "NaN" if bool(torch.isnan(tensor).any()) else "infinite"
-            raise InputError(f"model: '{name}' has {bad} entries that are not finite ({what}); expected finite numbers")
+            raise InputError(
+                f"model: '{name}' has {bad} entries that are not finite ({what}); expected finite numbers"
+            )
     if model.training:
         notes.append("the model was in training mode; its evaluation mode was audited")
     copied = deep_copy(model).eval()
     if any(p.dtype in _HALF for p in [*copied.parameters(), *copied.buffers()]):
-        notes.append("half-precision weights were converted exactly to float32, in which everything was computed")
+        notes.append(
+            "half-precision weights were converted exactly to float32, in which everything was computed"
+        )
         copied = copied.float()
     if device is not None:
         try:
             copied = copied.to(device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise InputError(f"device: expected a device present on this machine, got {str(device)!r} ({reason})") from error
+            raise InputError(
+                f"device: expected a device present on this machine, got {str(device)!r} ({reason})"
+            ) from error
     frozen = [n for n, p in copied.named_parameters() if not p.requires_grad]
     if frozen and len(frozen) < len(list(copied.parameters())):
-        notes.append(f"{len(frozen)} frozen parameters ({frozen[0]}, ...) count as constants, not as parameters")
+        notes.append(
+            f"{len(frozen)} frozen parameters ({frozen[0]}, ...) count as constants, not as parameters"
+        )
     for parameter in copied.parameters():
         parameter.grad = None
     return copied
@@ -105,7 +115,9 @@ def to_tensors(
     where = "" if split == "train" else f"{split} "
     x, target = as_tensor(X, f"{where}X").cpu(), as_tensor(y, f"{where}y").cpu()
     if x.ndim < 2:
-        raise InputError(f"{where}X: expected shape (n, ...) with at least two dimensions, got {tuple(x.shape)}")
+        raise InputError(
+            f"{where}X: expected shape (n, ...) with at least two dimensions, got {tuple(x.shape)}"
+        )
     if len(x) == 0:
         raise InputError(f"{where}X: expected at least one sample, got none")
     if target.ndim == 0 or len(x) != len(target):
@@ -113,8 +125,14 @@ def to_tensors(
         raise InputError(f"{where}X, y: expected equal lengths, got {len(x)} and {size}")
     for name, tensor in ((f"{where}X", x), (f"{where}y", target)):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).flatten(1).any(1).sum()) if tensor.ndim > 1 else int((~torch.isfinite(tensor)).sum())
-            raise InputError(f"{name}: expected finite numbers, got NaN or infinity in {bad} of {len(tensor)} samples")
+            bad = (
+                int((~torch.isfinite(tensor)).flatten(1).any(1).sum())
+                if tensor.ndim > 1
+                else int((~torch.isfinite(tensor)).sum())
+            )
+            raise InputError(
+                f"{name}: expected finite numbers, got NaN or infinity in {bad} of {len(tensor)} samples"
+            )
     takes_tokens = any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in model.modules())
     floats = [p for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()]
     dtype = floats[0].dtype if floats else (x.dtype if x.dtype == torch.float64 else torch.float32)
@@ -148,7 +166,10 @@ def check_forward(subject: Subject) -> int:
     x = subject.x[:2].to(subject.device)
     output = run_forward(subject.model, x)
     if not isinstance(output, Tensor):
-        raise InputError(f"model: expected the output to be one tensor, got {_describe(output)}; wrap it in a module that returns the tensor")
+        raise InputError(
+            f"model: expected the output to be one tensor, got {_describe(output)}; "
+            "wrap it in a module that returns the tensor"
+        )
     if not output.is_floating_point() or output.ndim != 2 or len(output) != len(x):
         wanted = f"({len(x)}, k)"
         raise InputError(
@@ -159,14 +180,22 @@ def check_forward(subject: Subject) -> int:
         raise InputError("model: expected finite outputs, got NaN or infinity on the first two samples")
     again = run_forward(subject.model, x)
     if not torch.equal(output, again):
-        raise InputError(f"model: expected the same output for the same input, but {_random_layer(subject, x)} draws random numbers in evaluation mode")
+        raise InputError(
+            f"model: expected the same output for the same input, but {_random_layer(subject, x)} "
+            "draws random numbers in evaluation mode"
+        )
     try:
         alone = run_forward(subject.model, x[:1])
     except InputError as error:
-        raise InputError(f"model: runs on two samples but not on one, so its samples are not independent; {error}") from error
+        raise InputError(
+            f"model: runs on two samples but not on one, so its samples are not independent; {error}"
+        ) from error
     tolerance = 1e-3 * (1.0 + float(output.abs().max()))
     if float((alone[0] - output[0]).abs().max()) > tolerance:
-        raise InputError(f"model: expected each sample's output to depend on that sample alone, but {_batch_layer(subject.model)} mixes the samples of a batch")
+        raise InputError(
+            "model: expected each sample's output to depend on that sample alone, but "
+            f"{_batch_layer(subject.model)} mixes the samples of a batch"
+        )
     return int(output.shape[1])
 
 
@@ -175,16 +204,25 @@ def check_targets(subject: Subject, split: Split) -> tuple[Tensor, Tensor]:
     x, y = subject.data[split]
     where = "" if split == "train" else f"{split} "
     if x.shape[1:] != subject.x.shape[1:]:
-        raise InputError(f"{where}X: expected samples of shape {tuple(subject.x.shape[1:])} as in training, got {tuple(x.shape[1:])}")
+        raise InputError(
+            f"{where}X: expected samples of shape {tuple(subject.x.shape[1:])} as in training, "
+            f"got {tuple(x.shape[1:])}"
+        )
     if subject.loss_name == "cross_entropy":
         low, high = int(y.min()), int(y.max())
         if low < 0 or high >= subject.n_outputs:
             bad = high if low >= 0 else low
-            raise InputError(f"{where}y: expected class numbers 0 to {subject.n_outputs - 1} (the model has {subject.n_outputs} outputs), got {bad}")
+            raise InputError(
+                f"{where}y: expected class numbers 0 to {subject.n_outputs - 1} "
+                f"(the model has {subject.n_outputs} outputs), got {bad}"
+            )
     elif subject.loss_name == "mse":
         y = y[:, None] if y.ndim == 1 else y
         if y.shape[1:] != (subject.n_outputs,):
-            raise InputError(f"{where}y: expected targets of shape (n, {subject.n_outputs}) like the outputs, got {tuple(y.shape)}")
+            raise InputError(
+                f"{where}y: expected targets of shape (n, {subject.n_outputs}) like the outputs, "
+                f"got {tuple(y.shape)}"
+            )
     else:
         check_callable_loss(subject, x, y)
     return x, y
@@ -197,7 +235,9 @@ def check_callable_loss(subject: Subject, x: Tensor, y: Tensor) -> None:
     try:
         value = subject.loss(output, y[:2].to(subject.device))
     except Exception as error:  # a stranger's function; its own words are the true cause
-        raise InputError(f"loss: {subject.loss_name} raised {type(error).__name__}: {_first_line(error)}") from error
+        raise InputError(
+            f"loss: {subject.loss_name} raised {type(error).__name__}: {_first_line(error)}"
+        ) from error
     if not isinstance(value, Tensor) or value.numel() != 1 or not bool(torch.isfinite(value).all()):
         raise InputError(f"loss: expected {subject.loss_name} to return one finite number, got {value!r}")
 
@@ -221,9 +261,13 @@ def _tracked(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """Keep the names of the modules that are being run on a stack."""
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) or (not name and next(module.children(), None) is not None):
+        if isinstance(module, torch.jit.ScriptModule) or (
+            not name and next(module.children(), None) is not None
+        ):
             continue
-        label = f"'{name}' ({type(module).__name__})" if name else f"{type(module).__name__} (the model itself)"
+        label = (
+            f"'{name}' ({type(module).__name__})" if name else f"{type(module).__name__} (the model itself)"
+        )
         handles.append(module.register_forward_pre_hook(lambda m, i, label=label: stack.append(label)))
         handles.append(module.register_forward_hook(lambda m, i, o: stack.pop() and None))
     try:
@@ -255,16 +299,22 @@ def _random_layer(subject: Subject, x: Tensor) -> str:
         handles = []
         for name, module in subject.model.named_modules():
             if name and next(module.children(), None) is None:
-                def hook(m: nn.Module, i: Any, o: Any, name: str = name, record: dict[str, Tensor] = record) -> None:
+
+                def hook(
+                    m: nn.Module, i: Any, o: Any, name: str = name, record: dict[str, Tensor] = record
+                ) -> None:
                     if isinstance(o, Tensor):
                         record[name] = o.detach()
+
                 handles.append(module.register_forward_hook(hook))
         run_forward(subject.model, x)
         for handle in handles:
             handle.remove()
     for name in outputs[0]:
         if name in outputs[1] and not torch.equal(outputs[0][name], outputs[1][name]):
-            return f"layer '{name}' ({type(subject.model.get_submodule(name)).__name__}) or the code before it"
+            return (
+                f"layer '{name}' ({type(subject.model.get_submodule(name)).__name__}) or the code before it"
+            )
     return "the model's own forward"
 
 

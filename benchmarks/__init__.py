@@ -1,0 +1,1 @@
+"""Speed and memory, one JSON line last: ``python -m benchmarks.NAME [--case CASE | --list]``."""
