@@ -29,7 +29,7 @@ format: $(VENV)/dev.stamp ## put the sources into the style that lint checks
 
 clean: ## remove .venv, the caches and the reports
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist audit.html audit.json
-	find theodolite tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Two stamps: what users need, and the tools for tests and lint on top, so that the first audit waits for no tool.
 $(VENV)/run.stamp: pyproject.toml constraints.txt

@@ -17,10 +17,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "sklearn", "matplotlib"}
 
 
-def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+def run_python(code: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def readme_commands(program: str) -> set[str]:
@@ -53,8 +53,8 @@ def test_every_public_module_has_a_docstring() -> None:
 
 @pytest.mark.parametrize("module", ["theodolite", "theodolite.cli"])
 def test_import_is_lazy(module: str) -> None:
-    done = run_python(f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})")
-    assert HEAVY & set(done.stdout.split()) == set()
+    loaded = run_python(f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})")
+    assert HEAVY & set(loaded.split()) == set()
 
 
 def test_every_public_name_resolves() -> None:
@@ -66,15 +66,15 @@ def test_every_public_name_resolves() -> None:
         "try: td.no_such_name\n"
         "except AttributeError as error: print(error)\n"
     )
-    assert run_python(code).stdout.strip() == "module 'theodolite' has no attribute 'no_such_name'"
+    assert run_python(code).strip() == "module 'theodolite' has no attribute 'no_such_name'"
 
 
 def test_help_is_fast() -> None:
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = run_python("from theodolite.cli import main; main()", "--help")
+        text = run_python("from theodolite.cli import main; main()", "--help")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert "audit" in done.stdout
+        assert "audit" in text
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 0.5
@@ -92,7 +92,9 @@ def test_readme_names_only_commands_that_exist() -> None:
 
 
 def test_torch_is_the_pinned_one() -> None:
-    (pin,) = re.findall(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    (pin,) = re.findall(
+        r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert torch.__version__.split("+")[0] == pin
 
 

@@ -24,6 +24,11 @@ from torch import Tensor
 _DOMAIN_TOLERANCE = 1e-11
 
 
+def accurate_sum(matrix: Tensor) -> float:
+    """Return the sum of an (n, k) matrix, whose rounding error grows with k but not with n."""
+    return math.fsum(matrix.sum(1).tolist())
+
+
 class Loss(ABC):
     """A convex, twice differentiable loss that is a sum over rows.
 
@@ -105,7 +110,9 @@ class Loss(ABC):
         def objective(t: float) -> float:
             return self.dual(t * R) - linear * t - 0.5 * quadratic * t * t
 
-        found = minimize_scalar(lambda t: -objective(t), bounds=(0.0, top), method="bounded", options={"xatol": 1e-5 * top})
+        found = minimize_scalar(
+            lambda t: -objective(t), bounds=(0.0, top), method="bounded", options={"xatol": 1e-5 * top}
+        )
         candidates = [(objective(t), t) for t in {0.0, float(found.x), top}]
         value, t = max(candidates)
         return t, value
@@ -149,7 +156,7 @@ class SquaredLoss(Loss):
 
     def value(self, Z: Tensor) -> float:
         """Return scale/2 ||Y - Z||_F^2."""
-        return 0.5 * self.scale * float((self.Y - self._check(Z, "Z")).square().sum())
+        return 0.5 * self.scale * accurate_sum((self.Y - self._check(Z, "Z")).square())
 
     def gradient(self, Z: Tensor) -> Tensor:
         """Return scale (Z - Y)."""
@@ -158,7 +165,7 @@ class SquaredLoss(Loss):
     def dual(self, Q: Tensor) -> float:
         """Return <Q, Y> - ||Q||_F^2 / (2 scale)."""
         Q = self._check(Q, "Q")
-        return float((Q * self.Y).sum()) - float(Q.square().sum()) / (2 * self.scale)
+        return accurate_sum(Q * self.Y) - accurate_sum(Q.square()) / (2 * self.scale)
 
     def t_range(self, R: Tensor) -> tuple[float, float]:
         """Return (0, inf): every Q is in the domain, so t may exceed 1."""
@@ -169,8 +176,8 @@ class SquaredLoss(Loss):
     ) -> tuple[float, float]:
         """Maximize along the ray in closed form."""
         R = self._check(R, "R")
-        slope = float((R * self.Y).sum()) - linear
-        bend = float(R.square().sum()) / self.scale + quadratic
+        slope = accurate_sum(R * self.Y) - linear
+        bend = accurate_sum(R.square()) / self.scale + quadratic
         t = 0.0 if bend == 0.0 else min(max(slope / bend, 0.0), upper)
         return t, slope * t - 0.5 * bend * t * t
 
@@ -216,16 +223,20 @@ class CrossEntropyLoss(Loss):
 
     def __init__(self, y: Tensor, n_classes: int, scale: float = 1.0) -> None:
         if y.ndim != 1 or y.is_floating_point():
-            raise ValueError(f"y: expected class numbers of shape (n,), got {y.dtype} of shape {tuple(y.shape)}")
+            raise ValueError(
+                f"y: expected class numbers of shape (n,), got {y.dtype} of shape {tuple(y.shape)}"
+            )
         if len(y) and (int(y.min()) < 0 or int(y.max()) >= n_classes):
-            raise ValueError(f"y: expected class numbers 0 to {n_classes - 1}, got {int(y.min())} to {int(y.max())}")
+            raise ValueError(
+                f"y: expected class numbers 0 to {n_classes - 1}, got {int(y.min())} to {int(y.max())}"
+            )
         self.y = y.long()
         self.scale = _check_scale(scale)
         self.shape = (len(y), n_classes)
 
     def value(self, Z: Tensor) -> float:
         """Return scale times the sum of the cross-entropies."""
-        return self.scale * float(F.cross_entropy(self._check(Z, "Z"), self.y, reduction="sum"))
+        return self.scale * math.fsum(F.cross_entropy(self._check(Z, "Z"), self.y, reduction="none").tolist())
 
     def gradient(self, Z: Tensor) -> Tensor:
         """Return scale (softmax(Z) - e_y)."""
@@ -237,7 +248,7 @@ class CrossEntropyLoss(Loss):
         outside = float(p.min(1).values.min()) < -_DOMAIN_TOLERANCE if p.numel() else False
         if outside or bool(((p.sum(1) - 1.0).abs() > _DOMAIN_TOLERANCE * (1 + self.shape[1])).any()):
             return -math.inf
-        return self.scale * float(torch.special.entr(p.clamp_(0.0, 1.0)).sum())  # entr(0) = 0
+        return self.scale * accurate_sum(torch.special.entr(p.clamp_(0.0, 1.0)))  # entr(0) = 0
 
     def t_range(self, R: Tensor) -> tuple[float, float]:
         """Return (0, t) with the largest t <= 1 for which ``t R`` is in the domain.
@@ -277,7 +288,9 @@ class CrossEntropyLoss(Loss):
         p[empty] = frequency
         p /= p.sum(1, keepdim=True)
         mean = p.mean(0)
-        excess = torch.where(mean > frequency, 1.0 - frequency / mean.clamp(min=1e-300), torch.zeros_like(mean))
+        excess = torch.where(
+            mean > frequency, 1.0 - frequency / mean.clamp(min=1e-300), torch.zeros_like(mean)
+        )
         keep = 1.0 - float(excess.max())
         p = (keep * p + (frequency - keep * mean).clamp(min=0.0)).clamp_(min=0.0)
         return self._subtract_targets(p).mul_(-self.scale)

@@ -410,5 +410,6 @@ def _shape(raw: Any) -> tuple[int, ...] | None:
         value = value[0]
     if not isinstance(value, Tensor):
         return None
-    # the batch size is symbolic; two stands for it, as in the example that was traced
-    return tuple(int(size) if isinstance(size, int) else 2 for size in value.shape)
+    # the batch size is symbolic, and so is what is made from it (batch times sequence length);
+    # its hint is the size in the example that was traced, where the batch was two
+    return tuple(size if isinstance(size, int) else int(size.node.hint or 2) for size in value.shape)

@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 UNIT_ROUNDOFF = 2.0**-53
 """Unit roundoff of float64, in which every certificate is computed."""
+PAD = 1.0 + 2.0**-20
+"""Covers the rounding inside the formula of a margin, which is small itself."""
+UP = 1.0 + 2.0**-46
+"""Covers the few roundings of a formula whose result is reported, in place of directed rounding."""
 
 _CHUNK = 1 << 20
-_PAD = 1.0 + 2.0**-20  # covers the rounding inside the formulas of the margins themselves
 
 Matvec = Callable[[Tensor], Tensor]
 Callback = Callable[[int, Tensor, Tensor], "bool | None"]
@@ -54,6 +58,18 @@ def spend(delta: float, j: int) -> float:
     if j < 1:
         raise ValueError(f"j: expected a call number from 1, got {j!r}")
     return 6.0 * delta / (math.pi * j) ** 2
+
+
+def start_generator(seed: int) -> torch.Generator:
+    """Return the CPU generator of random starts for a seed.
+
+    The seed is mixed (SplitMix64): a user's own ``torch.manual_seed(seed)`` must not reproduce
+    the starts inside the matrix, of which they have to be independent.
+    """
+    z = (seed * 0x9E3779B97F4A7C15 + 0x7E0D011E) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return torch.Generator().manual_seed((z ^ (z >> 31)) >> 1)
 
 
 @dataclass(slots=True)
@@ -133,7 +149,7 @@ class LanczosResult:
         indices : list of int, optional
             Which Ritz values; negative ones count from the largest.  All by default.
         """
-        _, vectors = torch.linalg.eigh(_tridiagonal(self.alpha, self.beta))
+        _, vectors = _eigh(self.alpha, self.beta)
         chosen = vectors if indices is None else vectors[:, indices]
         return self.basis.T @ chosen.to(self.basis)
 
@@ -160,7 +176,7 @@ def lanczos(
     Parameters
     ----------
     matvec : callable
-        Maps a vector of shape (n,) to its product with the operator, shape (n,).
+        Maps a vector of shape (n,), which it must not change, to its product, shape (n,).
     n : int
         Dimension, at least 1.
     steps : int
@@ -214,7 +230,7 @@ def lanczos(
     negligible, scale, done, breakdown = 16.0 * torch.finfo(dtype).eps, 0.0, 0, False
     for j in range(k):
         basis[j].copy_(work).div_(norm)
-        work.copy_(matvec(basis[j]))
+        work.copy_(matvec(basis[j]).detach())
         a = _dot(basis[j], work)
         if not math.isfinite(a):
             raise ValueError(f"matvec: expected finite products, got {a} at step {j + 1}")
@@ -254,13 +270,13 @@ def _norm(x: Tensor) -> float:
     return math.hypot(*(float(torch.linalg.vector_norm(a, dtype=torch.float64)) for a in x.split(_CHUNK)))
 
 
-def _tridiagonal(alpha: Tensor, beta: Tensor) -> Tensor:
-    off = beta[:-1]
-    return torch.diag(alpha) + torch.diag(off, 1) + torch.diag(off, -1)
+def _eigh(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = eigh_tridiagonal(alpha.numpy(), beta[:-1].numpy())
+    return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
 def _ritz(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(_tridiagonal(alpha, beta))
+    values, vectors = _eigh(alpha, beta)
     return values, (beta[-1] * vectors[-1]).abs()
 
 
@@ -303,15 +319,6 @@ def random_start_inflation(n: int, steps: int, delta: float) -> float:
     return math.cosh(math.acosh(1.0 / start_overlap(n, delta)) / (2 * steps - 1))
 
 
-@dataclass(frozen=True, slots=True)
-class EigenvalueBracket:
-    """Two-sided bound of a largest eigenvalue, and the Ritz vector (n,) behind its lower end."""
-
-    lower: float
-    upper: float
-    vector: Tensor
-
-
 def largest_eigenvalue(
     matvec: Matvec,
     n: int,
@@ -323,7 +330,7 @@ def largest_eigenvalue(
     floor: float = 0.0,
     tol: float = 0.0,
     enough: float = 0.0,
-) -> EigenvalueBracket:
+) -> tuple[float, float]:
     r"""Bracket the largest eigenvalue of a positive semidefinite operator, rounding included.
 
     The upper end fails with probability at most delta over the random starts (see
@@ -359,6 +366,11 @@ def largest_eigenvalue(
     enough : float
         Stop a start when its upper end is at most this number.
 
+    Returns
+    -------
+    tuple of float
+        (lower, upper); only the upper end can fail.
+
     Raises
     ------
     ValueError
@@ -367,7 +379,7 @@ def largest_eigenvalue(
     starts = _number_of_starts(n, steps, delta, product_error)
     share = delta ** (1.0 / starts)
     k = min(n, max(2, steps // starts))
-    lower, upper, vector = 0.0, 0.0, torch.zeros(n, dtype=torch.float64)
+    lower = upper = 0.0
 
     def stop(step: int, values: Tensor, _: Tensor) -> bool:
         growth, slack = _start_factor(n, step, share, 2.0 * product_error * math.sqrt(step), 0.0)
@@ -389,19 +401,18 @@ def largest_eigenvalue(
         spread = product_error * math.sqrt(done)
         # |Delta| <= 2 |F|, where |F| <= defect + skew (lambda + size) + spread max(lambda, floor).
         low = top - rounding - 2.0 * (defect + skew * size + spread * floor)
-        low = max(0.0, low) / (1.0 + 2.0 * (skew + spread)) / _PAD
+        low = max(0.0, low) / (1.0 + 2.0 * (skew + spread)) / UP
         unit = max(low, floor)
-        error = 2.0 * _PAD * (spread + skew)
+        error = 2.0 * PAD * (spread + skew)
         if size > 0.0:
-            error += 2.0 * _PAD * (defect + skew * size) / unit if unit > 0.0 else math.inf
+            error += 2.0 * PAD * (defect + skew * size) / unit if unit > 0.0 else math.inf
         growth, slack = _start_factor(n, done, share, error, 2.0 * skew, exhausted=run.breakdown)
         theta = max(0.0, top + rounding)
         # Either lambda >= floor, and its own multiple may be moved to the left, or it is below.
         high = theta * growth / (1.0 - slack) if slack < 1.0 else math.inf
-        upper = max(upper, _PAD * max(high, min(floor, theta * growth + slack * floor)))
-        if low >= lower:
-            lower, vector = low, run.ritz_vectors([-1])[:, 0]
-    return EigenvalueBracket(lower, upper, vector)
+        upper = max(upper, UP * max(high, min(floor, theta * growth + slack * floor)))
+        lower = max(lower, low)
+    return lower, upper
 
 
 def _defect(run: LanczosResult, products: list[Tensor]) -> tuple[float, float, float]:
@@ -426,7 +437,7 @@ def _defect(run: LanczosResult, products: list[Tensor]) -> tuple[float, float, f
     frame = basis if run.breakdown else torch.cat([basis, (run.residual / beta[-1])[None]])
     deviation = frame @ frame.T - torch.eye(len(frame), dtype=torch.float64)
     skew = float(torch.linalg.matrix_norm(deviation)) + 2.0 * gamma(n + k) * len(frame)
-    return math.sqrt(squares) * _PAD, skew * _PAD, size * _PAD
+    return math.sqrt(squares) * PAD, skew * PAD, size * PAD
 
 
 def _number_of_starts(n: int, steps: int, delta: float, product_error: float) -> int:

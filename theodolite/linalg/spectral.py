@@ -2,16 +2,11 @@
 
 The lower end is always a Rayleigh quotient.  Upper ends (see :func:`sigma_max`) come from
 
-``inertia``
-    a Cholesky factorization that completes, its rounding enclosed with proved constants;
-``random``
-    Lanczos from random starts, with a stated failure probability;
-``split``
-    bases of the dominant subspaces and a 2 x 2 block bound; ``random`` for the rest;
-``svd``
-    LAPACK's singular values with a customary error margin;
-``norms``
-    Frobenius, sqrt(norm_1 norm_inf) and a trace power: cheap and loose.
+- ``inertia``: a Cholesky factorization that completes, its rounding enclosed with proved constants;
+- ``random``: Lanczos from random starts, with a stated failure probability;
+- ``split``: bases of the dominant subspaces and a 2 x 2 block bound; ``random`` for the rest;
+- ``svd``: LAPACK's singular values with a customary (not a proved) error margin;
+- ``norms``: Frobenius, sqrt(norm_1 norm_inf) and a trace power: cheap and loose.
 
 Certificates are computed on the CPU in float64, rounding to nearest.  Inner products may be
 summed in any order, with or without fused multiply-add, but not by Strassen-like schemes.
@@ -27,25 +22,33 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from theodolite.linalg.lanczos import (
+    PAD,
     UNIT_ROUNDOFF,
+    UP,
     FailureLedger,
     gamma,
     lanczos,
     largest_eigenvalue,
     spend,
+    start_generator,
 )
 from theodolite.value import Value
 
 __all__ = ["FailureLedger", "batched_sigma_max", "proves_at_most", "sigma_max", "spend"]
 
-METHODS = ("auto", "svd", "inertia", "random", "split", "norms")
-_PAD = 1.0 + 2.0**-20  # covers the rounding inside the formulas of the margins themselves
 _SMALL = 1024  # up to this min(m, n), inertia is cheaper than any other proof
-_LARGE = 4096  # above it, or above this many flops and entries, a Gram matrix is not affordable
-_FLOPS, _ENTRIES = 4e11, 2.5e8
+_LARGE, _FLOPS, _ENTRIES = 4096, 4e11, 2.5e8  # beyond these a Gram matrix is not affordable
+_NOTES = {
+    "inertia": "upper end: Cholesky of tau^2 I - A'A completed, rounding enclosed (Rump 2006)",
+    "random": "upper end: Lanczos from random starts, rounding enclosed (Kuczynski and Wozniakowski 1992)",
+    "split": "upper end: 2 x 2 norm of blocks, the rest by Lanczos from random starts, rounding enclosed",
+    "svd": "LAPACK's singular value within its customary backward error 8 (m + n) u",
+    "norms": "upper end: Frobenius norm, sqrt(norm_1 norm_inf) or a trace power",
+}
 
 
 def sigma_max(
@@ -55,7 +58,7 @@ def sigma_max(
     basis: tuple[Tensor, Tensor] | None = None,
     delta: float = 1e-9,
     seed: int = 0,
-    tol: float = 1e-8,
+    tol: float = 1e-10,
     max_steps: int = 100,
     product_error: float | None = None,
 ) -> Value:
@@ -64,34 +67,32 @@ def sigma_max(
     Parameters
     ----------
     A : matrix of shape (m, n)
-        A real torch tensor (dense or sparse), numpy array, scipy sparse matrix, or an operator
-        with `shape`, `matvec` and `rmatvec`.  A scipy ``LinearOperator`` is given float64 numpy
-        vectors, any other operator float64 CPU tensors.  Entries are converted to float64
-        (exactly, up to integers above 2^53); duplicate sparse entries are added in float64.
-    method : {"auto", "svd", "inertia", "random", "split", "norms"}
+        A real torch tensor (dense or sparse), numpy array, scipy sparse matrix, or an operator with
+        `shape`, `matvec` and `rmatvec`: a scipy ``LinearOperator`` is given numpy vectors, any other
+        operator CPU tensors, both float64.  Entries are converted to float64.
+    method : {"auto", "inertia", "random", "split", "svd", "norms"}
         How the upper end is proved.  "auto" takes inertia where the smaller Gram matrix is
-        affordable, the split where `basis` is given and the matrix is not small, else random.
+        affordable, split where `basis` is given and min(m, n) exceeds 1024, else random.
     basis : (Tensor (m, r), Tensor (n, s)), optional
-        Bases of subspaces that hold the leading left and right singular vectors, as the factors
-        of a current iterate do.  They need be neither orthonormal nor accurate.
+        Bases of subspaces near the leading left and right singular vectors, such as the factors of
+        a current iterate.  They need be neither orthonormal nor accurate.
     delta : float
-        Failure probability of "random" and "split".  For repeated calls see `FailureLedger`.
+        Failure probability of "random" and "split"; see `FailureLedger` for repeated calls.
     seed : int
-        Seed of the starts.  They must not depend on A: give each call on a matrix that was chosen
-        after seeing an earlier answer a seed of its own.
+        Seed of the starts, which must not depend on A: a matrix chosen after seeing an earlier
+        answer needs a seed of its own.
     tol : float
         Relative width aimed at; the bound is valid whether or not it is reached.
     max_steps : int
-        Largest number of products with A'A that find the Ritz values (in "random", all starts
-        together).
+        Lanczos steps: in "random" of all starts together; in "inertia" once, then three times as many.
     product_error : float, optional
-        For operators only: computed products are within ``product_error * sigma_max * norm(x)``.
-        By default 1000 roundoffs of the dtype in which the products come back.
+        For operators: products are within ``product_error * sigma_max * norm(x)`` of the exact ones.
+        By default 1000 roundoffs of the dtype in which they come back.
 
     Returns
     -------
     Value
-        A `bound` with both ends; `confidence` is ``1 - delta`` if randomness proved the upper
+        A `bound` with both ends; `confidence` is ``1 - delta`` where randomness proved the upper
         end, else 1; the note names the proof.  Zero for a matrix without rows or columns.
 
     Raises
@@ -103,53 +104,46 @@ def sigma_max(
     ----------
     Rump, BIT Numer. Math. 46 (2006) 433-452; Kuczynski and Wozniakowski, SIAM J. Matrix Anal.
     Appl. 13 (1992) 1094-1122.
-
-    Examples
-    --------
-    >>> import torch
-    >>> print(sigma_max(torch.diag(torch.tensor([3.0, 1.0]))))
-    in [2.999, 3.001]
     """
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    spend(delta, 1)
-    if not tol > 0.0:
-        raise ValueError(f"tol: expected a positive number, got {tol!r}")
-    if max_steps < 2:
-        raise ValueError(f"max_steps: expected at least 2, got {max_steps!r}")
-    generator = _generator(seed)
+    if method != "auto" and method not in _NOTES:
+        raise ValueError(f"method: expected auto, {', '.join(_NOTES)}, got {method!r}")
+    if not (tol > 0.0 and max_steps >= 2 and 0.0 < delta < 1.0):
+        expected = "expected tol > 0, max_steps >= 2, 0 < delta < 1"
+        raise ValueError(f"tol, max_steps, delta: {expected}, got {tol}, {max_steps}, {delta}")
+    if method == "split" and basis is None:
+        raise ValueError("basis: expected a pair of tensors for method 'split', got None")
+    generator = start_generator(seed)
+    search: dict[str, Any] = {"steps": max_steps, "delta": delta, "generator": generator, "tol": tol}
     matrix = _read(A, product_error, generator)
     if matrix.ceiling == 0.0:
         return Value.bound(0.0, 0.0, note="the matrix is zero or has no entries")
     if method == "auto":
-        if matrix.affordable and (basis is None or min(matrix.shape) <= _SMALL):
-            method = "inertia"
-        else:
-            method = "random" if basis is None else "split"
-    if method == "split":
-        if basis is None:
-            raise ValueError("basis: expected a pair of tensors for method 'split', got None")
-        lower, upper = _split(matrix, basis, delta, generator, tol, max_steps)
-    elif method == "random":
-        lower, upper = _random(matrix, delta, generator, tol, max_steps)
+        inertia = matrix.affordable and (basis is None or min(matrix.shape) <= _SMALL)
+        method = "inertia" if inertia else "random" if basis is None else "split"
+    if method == "random":
+        lower, upper = _random(matrix, **search)
+    elif method == "split" and basis is not None:
+        lower, upper = _split(matrix, basis, **search)
+    elif matrix.dense is None:
+        raise ValueError(f"method: expected 'random' or 'split' for an operator, got {method!r}")
+    elif method == "svd":
+        top, margin = float(torch.linalg.svdvals(matrix.dense())[0]), 8.0 * sum(matrix.shape) * UNIT_ROUNDOFF
+        lower, upper = top * (1.0 - margin), top * (1.0 + margin)
+    elif method == "norms":
+        lower, upper = _trace_power(_tall(matrix.dense()))
     else:
-        if matrix.dense is None:
-            raise ValueError(f"method: expected 'random' or 'split' for an operator, got {method!r}")
-        lower, upper = _DENSE[method](_tall(matrix.dense()), tol, max_steps)
-    confidence, note = 1.0, _NOTES[method]
+        lower, upper = _inertia(_tall(matrix.dense())[None], tol, max_steps)
+    confidence, note = 1.0, _NOTES[method] + matrix.assumption
     if upper > matrix.ceiling:
         upper, note = matrix.ceiling, _NOTES["norms"]
     elif method in ("random", "split"):
         confidence = min(1.0 - delta, math.nextafter(1.0, 0.0))
-        note += matrix.assumption
     lower, upper = _ldexp(min(lower, upper), matrix.exponent, -1), _ldexp(upper, matrix.exponent, 1)
     return Value.bound(lower, upper, confidence=confidence, note=note)
 
 
 def proves_at_most(A: Any, tau: float) -> bool:
-    """Return True if one Cholesky factorization proves that sigma_max(A) <= tau.
-
-    False means "not proved"; it is certain to come only when sigma_max(A) exceeds tau.
+    """Return True if one Cholesky factorization proves that sigma_max(A) <= tau, else False.
 
     Parameters
     ----------
@@ -165,13 +159,14 @@ def proves_at_most(A: Any, tau: float) -> bool:
     """
     if not tau >= 0.0:
         raise ValueError(f"tau: expected a nonnegative number, got {tau!r}")
-    matrix = _read(A, None, _generator(0))
-    if matrix.dense is None:
-        raise ValueError("A: expected a matrix with entries, got an operator")
+    matrix = _read(A, None, start_generator(0))
     scaled = _ldexp(tau, -matrix.exponent, -1)
     if scaled >= matrix.ceiling:
         return True
-    return scaled > 0.0 and bool(_Grams(_tall(matrix.dense())[None]).at_most(scaled, [0])[0])
+    if matrix.dense is None:
+        raise ValueError("A: expected a matrix with entries, got an operator")
+    # Below 1/4 tau is under half the largest entry; the underflow term of the proof relies on that.
+    return scaled >= 0.25 and bool(_Grams(_tall(matrix.dense())[None]).at_most(scaled, [0])[0])
 
 
 def batched_sigma_max(
@@ -206,25 +201,18 @@ def batched_sigma_max(
     if not isinstance(mats, Tensor) or mats.ndim != 3:
         got = tuple(mats.shape) if isinstance(mats, Tensor) else type(mats).__name__
         raise ValueError(f"mats: expected a tensor of shape (b, m, n), got {got}")
-    if mats.numel() == 0:
-        return 0.0, 0.0
     mats = mats.detach().resolve_conj()
     parts = torch.view_as_real(mats) if mats.is_complex() else mats
-    _check_finite("mats", parts)
+    exponent = _exponent("mats", parts)
+    if not parts.any():
+        return 0.0, 0.0
     m, n = mats.shape[1:]
-    exponent = math.frexp(float(parts.abs().max()))[1]
-    lower = upper = 0.0
+    lower = upper = 0.5  # at least half the largest entry
     for chunk in mats.split(max(1, chunk_bytes // (16 * (m * n + 3 * min(m, n) ** 2)))):
         exact = chunk.to("cpu", torch.complex128 if mats.is_complex() else torch.float64)
-        blocks = _tall(_scale(exact, -exponent))
-        blocks = blocks[(blocks != 0).any(2).any(1)]
-        if len(blocks):
-            lower, threshold = _inertia(blocks, tol, max_steps, lower)
-            upper = max(upper, threshold)
+        lower, tau = _inertia(_tall(_scale(exact, -exponent)), tol, max_steps, lower)
+        upper = max(upper, tau)
     return _ldexp(lower, exponent, -1), _ldexp(upper, exponent, 1)
-
-
-# Input
 
 
 @dataclass(frozen=True)
@@ -236,7 +224,7 @@ class _Matrix:
     adjoint: Callable[[Tensor], Tensor]
     exponent: int = 0
     relative: float = 0.0  # |fl(A x) - A x| <= relative * sigma_max * |x|; the same for A'
-    ceiling: float = math.inf  # min(Frobenius, sqrt(norm_1 norm_inf)), which bounds the norm of |A| too
+    ceiling: float = math.inf  # min(Frobenius, sqrt(norm_1 norm_inf)), a bound of the norm of |A| too
     dense: Callable[[], Tensor] | None = None
     assumption: str = ""
 
@@ -245,31 +233,21 @@ class _Matrix:
         m, n = max(self.shape), min(self.shape)
         return self.dense is not None and n <= _LARGE and 2.0 * m * n * n <= _FLOPS and m * n <= _ENTRIES
 
-    def rayleigh(self, x: Tensor) -> float:
-        """Return a proved lower bound |A x| / |x|."""
-        size = float(torch.linalg.vector_norm(x))
-        y = float(torch.linalg.vector_norm(self.forward(x))) / size if size > 0.0 else 0.0
-        return y * (1.0 - 2.0 * gamma(sum(self.shape) + 4)) / (1.0 + self.relative)
 
-
-def _generator(seed: int) -> torch.Generator:
-    # SplitMix64: a user's own torch.manual_seed(seed) must not reproduce the starts in the matrix.
-    z = (seed * 0x9E3779B97F4A7C15 + 0x7E0D011E) % 2**64
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-    return torch.Generator().manual_seed((z ^ (z >> 31)) >> 1)
-
-
-def _check_finite(name: str, A: Tensor) -> None:
-    bad = ~torch.isfinite(A)
-    if bad.any():
-        where = bad.nonzero()[0].tolist()
+def _exponent(name: str, A: Tensor) -> int:
+    """Return e with max |A_ij| in [2^(e-1), 2^e), after checking that all entries are finite."""
+    low, high = (float(x) for x in A.aminmax()) if A.numel() else (0.0, 0.0)
+    if not math.isfinite(low + high) and not torch.isfinite(A).all():
+        where = (~torch.isfinite(A)).nonzero()[0].tolist()
         raise ValueError(f"{name}: expected finite entries, got {A[tuple(where)].item()} at index {where}")
+    return math.frexp(max(-low, high))[1]
 
 
 def _scale(A: Tensor, exponent: int) -> Tensor:
-    # Exact, but for entries that vanish beside the largest. In halves, as 2^exponent may overflow.
-    return A * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2) if exponent else A
+    # Exact, but for entries that vanish beside the largest; in halves where 2^exponent might overflow.
+    if abs(exponent) > 1000:
+        return A * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
+    return A * 2.0**exponent if exponent else A
 
 
 def _ldexp(x: float, exponent: int, toward: int) -> float:
@@ -278,7 +256,7 @@ def _ldexp(x: float, exponent: int, toward: int) -> float:
         y = math.ldexp(x, exponent)
     except OverflowError:
         return math.inf if toward > 0 else math.nextafter(math.inf, 0.0)
-    return max(0.0, math.nextafter(y, math.inf * toward)) if 0.0 < x and y < 2.0**-1021 else y
+    return max(0.0, math.nextafter(y, math.inf * toward)) if x > 0.0 and y < 2.0**-1021 else y
 
 
 def _tall(A: Tensor) -> Tensor:
@@ -287,7 +265,7 @@ def _tall(A: Tensor) -> Tensor:
 
 def _read(A: Any, product_error: float | None, generator: torch.Generator) -> _Matrix:
     """Check the input, scale it so that its largest entry is in [1/2, 1), and measure it."""
-    if isinstance(A, Tensor) and A.layout != torch.strided:
+    if isinstance(A, Tensor) and A.layout != torch.strided and not A.is_complex():
         coo = A.detach().to("cpu").to_sparse_coo().coalesce()
         A = sp.csr_array((coo.values().double().numpy(), tuple(coo.indices().numpy())), shape=tuple(A.shape))
     matrix = isinstance(A, Tensor | np.ndarray) or sp.issparse(A)
@@ -295,7 +273,7 @@ def _read(A: Any, product_error: float | None, generator: torch.Generator) -> _M
     if len(shape) != 2 or not (matrix or (hasattr(A, "matvec") and hasattr(A, "rmatvec"))):
         raise ValueError(f"A: expected a matrix or an operator, got {type(A).__name__} of shape {shape}")
     real = not A.is_complex() if isinstance(A, Tensor) else not matrix or A.dtype.kind in "buif"
-    if not real or (isinstance(A, np.ndarray) and A.dtype.itemsize > 8):
+    if not real or (matrix and A.dtype.itemsize > 8):
         raise ValueError(f"A: expected real entries of at most 64 bits, got {A.dtype}")
     if 0 in shape:
         return _Matrix(shape, torch.clone, torch.clone, ceiling=0.0)
@@ -306,118 +284,100 @@ def _read(A: Any, product_error: float | None, generator: torch.Generator) -> _M
     if sp.issparse(A):
         csr = sp.csr_array(A, dtype=np.float64, copy=True)
         csr.sum_duplicates()
-        entries = torch.from_numpy(csr.data)
-        _check_finite("A", entries)
-        exponent = math.frexp(float(entries.abs().max()))[1] if len(entries) else 0
-        csr.data = _scale(entries, -exponent).numpy()
-        csc = sp.csr_array(csr.T)  # as rows, so that both products run over contiguous rows
+        exponent = _exponent("A", torch.from_numpy(csr.data))
+        csr.data = _scale(torch.from_numpy(csr.data), -exponent).numpy()
+        csc = sp.csr_array(csr.T)  # so that both products run over contiguous rows
         terms = int(max(np.diff(csr.indptr).max(), np.diff(csc.indptr).max()))
-        sums = [torch.from_numpy((abs(csr) ** p).sum(axis=i)) for p in (1, 2) for i in (0, 1)]
-        return _Matrix(
-            shape,
-            lambda x: torch.from_numpy(csr @ x.numpy()),
-            lambda y: torch.from_numpy(csc @ y.numpy()),
-            exponent,
-            *_measure(shape, terms, sums),
-            lambda: torch.from_numpy(csr.toarray()),
-        )
-    dense = A.detach().to("cpu", torch.float64) if isinstance(A, Tensor) else torch.from_numpy(np.array(A, float))
-    _check_finite("A", dense)
-    exponent = math.frexp(float(dense.abs().max()))[1]
+        norms = [torch.from_numpy((abs(csr) ** p).sum(axis=i) ** (1 / p)) for p in (1, 2) for i in (0, 1)]
+        forward, adjoint = (lambda x, M=M: torch.from_numpy(M @ x.numpy()) for M in (csr, csc))
+        measures = _measure(shape, terms, norms)
+        return _Matrix(shape, forward, adjoint, exponent, *measures, lambda: torch.from_numpy(csr.toarray()))
+    dense = (
+        A.detach().to("cpu", torch.float64) if isinstance(A, Tensor) else torch.from_numpy(np.array(A, float))
+    )
+    exponent = _exponent("A", dense)
     dense = _scale(dense, -exponent)
-    sums = [(dense.abs() ** p).sum(i) for p in (1, 2) for i in (0, 1)]
-    measures = _measure(shape, max(shape), sums)
+    norms = [torch.linalg.vector_norm(dense, p, dim=i) for p in (1, 2) for i in (0, 1)]
+    measures = _measure(shape, max(shape), norms)
     return _Matrix(shape, lambda x: dense @ x, lambda y: dense.T @ y, exponent, *measures, lambda: dense)
 
 
-def _measure(shape: tuple[int, ...], terms: int, sums: list[Tensor]) -> tuple[float, float]:
-    """Return (relative product error, free upper bound) from the column and row sums of |A|, |A|^2."""
+def _measure(shape: tuple[int, ...], terms: int, norms: list[Tensor]) -> tuple[float, float]:
+    """Return (relative product error, free upper bound) from 1- and 2-norms of the columns and rows."""
     up = 1.0 + 2.0 * gamma(sum(shape) + 8)
-    one, inf, square = float(sums[0].max()), float(sums[1].max()), float(sums[2].sum())
-    ceiling = up * min(math.sqrt(square), math.sqrt(one * inf))
-    floor = math.sqrt(max(float(sums[2].max()), float(sums[3].max()), square / min(shape))) / up
+    frobenius, column, row = float(norms[2].norm()), float(norms[2].max()), float(norms[3].max())
+    ceiling = up * min(frobenius, math.sqrt(float(norms[0].max() * norms[1].max())))
+    floor = max(column, row, frobenius / math.sqrt(min(shape))) / up
     return gamma(terms + 2) * ceiling / floor if floor > 0.0 else 0.0, ceiling
 
 
 def _operator(A: Any, shape: tuple[int, ...], error: float | None, generator: torch.Generator) -> _Matrix:
-    numpy = isinstance(A, sp.linalg.LinearOperator)
-    exponent = 0
+    exponent, roundoffs = 0, [2.0 * UNIT_ROUNDOFF]
 
     def apply(name: str, x: Tensor) -> Tensor:
         if x.ndim == 2:
             return torch.stack([apply(name, column) for column in x.T], 1)
-        y = torch.as_tensor(getattr(A, name)(x.numpy() if numpy else x)).detach().to("cpu")
-        if y.is_complex() or y.shape != (shape[0 if name == "matvec" else 1],) or not y.isfinite().all():
-            raise ValueError(f"A.{name}: expected a finite real vector, got {y.dtype} of shape {tuple(y.shape)}")
-        if error is None:
-            roundoff.append(torch.finfo(y.dtype).eps if y.is_floating_point() else 2.0 * UNIT_ROUNDOFF)
+        y = (
+            torch.as_tensor(getattr(A, name)(x.numpy() if isinstance(A, LinearOperator) else x))
+            .detach()
+            .cpu()
+        )
+        if y.is_complex() or y.shape != (shape[name == "rmatvec"],) or not y.isfinite().all():
+            raise ValueError(
+                f"A.{name}: expected a finite real vector, got {y.dtype} of shape {tuple(y.shape)}"
+            )
+        roundoffs.append(torch.finfo(y.dtype).eps if y.is_floating_point() else 0.0)
         return _scale(y.double(), -exponent)
 
-    roundoff: list[float] = [] if error is None else [error / 500.0]
     x, y = (torch.randn(k, dtype=torch.float64, generator=generator) for k in (shape[1], shape[0]))
     exponent = math.frexp(float(apply("matvec", x).abs().max()))[1]
     Ax, Aty = apply("matvec", x), apply("rmatvec", y)
-    relative = 500.0 * max(roundoff)
-    gap = abs(float(Ax @ y) - float(Aty @ x))
-    norms = [float(torch.linalg.vector_norm(v)) for v in (Ax, y, Aty, x)]
-    if gap > (4.0 * relative + 1e-8) * (norms[0] * norms[1] + norms[2] * norms[3]):
+    relative = 500.0 * max(roundoffs) if error is None else error
+    terms = float(Ax.norm() * y.norm() + Aty.norm() * x.norm())
+    if abs(float(Ax @ y - Aty @ x)) > (4.0 * relative + 1e-8) * terms:
         raise ValueError("A.rmatvec: expected the adjoint of A.matvec, got products that disagree")
-    return _Matrix(
-        shape,
-        lambda v: apply("matvec", v),
-        lambda v: apply("rmatvec", v),
-        exponent,
-        relative,
-        math.inf if max(norms[0], norms[2]) > 0.0 else 0.0,
-        assumption=f", if its products are accurate to {relative:.1g} sigma_max",
-    )
-
-
-# Proofs
+    forward, adjoint = (lambda v, name=name: apply(name, v) for name in ("matvec", "rmatvec"))
+    assumption = f", if products are accurate to {relative:.1g} sigma_max"
+    ceiling = math.inf if terms > 0.0 else 0.0
+    return _Matrix(shape, forward, adjoint, exponent, relative, ceiling, assumption=assumption)
 
 
 class _Grams:
-    """Gram matrices H = fl(A'A) of tall blocks (b, m, n), and the test sigma_max(A) <= tau.
+    """Gram matrices H = fl(A'A) of tall blocks A (b, m, n), and the test sigma_max(A) <= tau.
 
-    Let s = fl(tau^2 - c), B = fl(s I - H) and suppose that Cholesky of B completes with factor R.
-    Then sigma_max(A) <= tau, for g_k = k u / (1 - k u), u = 2^-53, if
+    Let s = fl(tau^2 - c), B = fl(s I - H), and let Cholesky of B complete with factor R.  With
+    g_k = k u / (1 - k u) and u = 2^-53, it proves sigma_max(A) <= tau if
 
-        c >= g_{n+4} / (1 - g_{n+4}) tr(tau^2 I - H) + g_{m+2} N^2 + 4 u tau^2,  N >= norm of |A| .
+        c >= g_{n+4} / (1 - g_{n+4}) tr(tau^2 I - H) + g_{m+2} |A|_F^2 + 4 u tau^2 .
 
-    1. *Cholesky*: |B - R'R|_ij <= g_{n+1} (|R|'|R|)_ij in any order of summation (Higham 2002,
-       theorem 10.3); n + 4 leaves room for reciprocals in place of divisions. Column j of R has
-       |r_j|^2 <= B_jj / (1 - g), so |B - R'R| <= g sum |r_j|^2 <= g / (1 - g) tr B, and
-       lambda_min(B) >= -g / (1 - g) tr B. This is theorem 2.3 of Rump (2006), also proved formally
-       (Roux, J. Autom. Reasoning 2016).
-    2. *Gram*: |H - A'A| <= g_m |A|'|A| entrywise, hence |H - A'A| <= g_m N^2. Only one triangle of
-       H is used, so that a computed H need not be symmetric.
-    3. *Diagonal*: squaring tau, subtracting c and subtracting H_jj cost u tau^2 each.
-    4. *Underflow*: entries are scaled to at most 1 with tau >= 1/4, so underflow adds at most
-       (m + 4 n (n + 2)) 2^-1074, which the fourth u tau^2 covers.
+    1. Cholesky: |B - R'R|_ij <= g_{n+1} (|R|'|R|)_ij for any order of summation (Higham 2002, theorem
+       10.3); n + 4 leaves room for reciprocals in place of divisions.  The diagonal gives
+       |r_j|^2 <= B_jj / (1 - g) for the columns of R, so |B - R'R| <= g sum |r_j|^2 <= g / (1 - g) tr B,
+       which bounds -lambda_min(B): theorem 2.3 of Rump (2006), formally proved by Roux (2016).
+    2. Gram: |H - A'A| <= g_m |A|'|A| entrywise, hence <= g_m |A|_F^2 in norm.  Cholesky reads only one
+       triangle, so that a computed H need not be symmetric.
+    3. Diagonal: squaring tau, subtracting c and subtracting H_jj cost at most u tau^2 each.
+    4. Underflow: entries are at most 1 and tau >= 1/4, so the at most (m + 4 n (n + 2)) 2^-1074 that
+       underflow adds are within the fourth u tau^2.
 
-    Together A'A <= H + g_m N^2 <= s I - B + ... <= tau^2 I. Complex sums of k terms are two real ones
-    of 2 k terms: there g_k becomes sqrt(2) g_{2k}.
+    A complex sum of k terms is two real ones of 2 k terms: there g_k becomes sqrt(2) g_{2k+2}.
     """
 
     def __init__(self, blocks: Tensor) -> None:
         _, self.m, self.n = blocks.shape
-        self.blocks = blocks
-        self.H = blocks.mH @ blocks
+        self.blocks, self.H = blocks, blocks.mH @ blocks
         self.diagonal = self.H.diagonal(dim1=-2, dim2=-1).real
-        size = blocks.abs()
-        sums = size.sum(1).amax(1) * size.sum(2).amax(1)
-        squares = torch.linalg.vector_norm(torch.linalg.vector_norm(size, dim=1), dim=1) ** 2
-        self.N2 = torch.minimum(sums, squares) * (1.0 + 4.0 * gamma(self.m + self.n + 8))
+        self.F2 = self.diagonal.sum(1) * (1.0 + 8.0 * gamma(self.m + self.n + 8))
 
-    def _gamma(self, k: int) -> float:
+    def constant(self, k: int) -> float:
         return math.sqrt(2.0) * gamma(2 * k + 2) if self.blocks.is_complex() else gamma(k)
 
     def margin(self, tau: float, which: list[int]) -> Tensor:
         """Return c, shape (len(which),)."""
-        g = self._gamma(self.n + 4)
+        g = self.constant(self.n + 4)
         trace = (tau * tau - self.diagonal[which]).clamp(min=0.0).sum(1)
-        c = g / (1.0 - g) * trace + self._gamma(self.m + 2) * self.N2[which]
-        return _PAD * (c + 4.0 * UNIT_ROUNDOFF * tau * tau)
+        c = g / (1.0 - g) * trace + self.constant(self.m + 2) * self.F2[which]
+        return PAD * (c + 4.0 * UNIT_ROUNDOFF * tau * tau)
 
     def at_most(self, tau: float, which: list[int]) -> Tensor:
         """Return for which of the blocks sigma_max <= tau is proved."""
@@ -426,47 +386,111 @@ class _Grams:
         return torch.linalg.cholesky_ex(B).info == 0
 
     def rayleigh(self, i: int, steps: int, tol: float) -> float:
-        """Return a proved lower bound |A v| / |v| for a top eigenvector v of H_i (all of it if steps = 0)."""
+        """Return a proved lower bound |A v| / |v|, v a top eigenvector of H_i (by Lanczos if steps > 0)."""
         H, n = self.H[i], self.n
         if steps == 0:
             v = torch.linalg.eigh(H).eigenvectors[:, -1]
         else:
-            # The residual is squared in the eigenvalue's error, whence the square root.
-            options = {"steps": steps, "tol": 0.01 * math.sqrt(tol), "generator": _generator(i), "which": "largest"}
             if H.is_complex():  # C^n as R^2n: the same eigenvalues, each twice
-                real, imag = H.real.contiguous(), H.imag.contiguous()
-                H = torch.cat([torch.cat([real, -imag], 1), torch.cat([imag, real], 1)])
-            v = lanczos(H.mv, len(H), **options).ritz_vectors([-1])[:, 0]
-            v = torch.complex(v[:n], v[n:]) if len(H) > n else v
+                H = torch.cat([torch.cat([H.real, -H.imag], 1), torch.cat([H.imag, H.real], 1)])
+            # The residual enters squared in the error of the eigenvalue, whence the square root.
+            accuracy, generator = 0.01 * math.sqrt(tol), start_generator(i)
+            run = lanczos(H.mv, len(H), steps=steps, generator=generator, tol=accuracy, which="largest")
+            v = run.ritz_vectors([-1])[:, 0]
+            v = torch.complex(v[:n], v[n:]) if len(v) > n else v
         image, size = (float(torch.linalg.vector_norm(x)) for x in (self.blocks[i] @ v, v))
-        error = self._gamma(self.n + 2) * math.sqrt(float(self.N2[i]))
-        return image / size * (1.0 - 2.0 * self._gamma(self.m + 4)) - error
+        error = self.constant(self.n + 2) * math.sqrt(float(self.F2[i]))
+        return image / size * (1.0 - 2.0 * self.constant(self.m + 4)) - error
 
 
-def _inertia(blocks: Tensor, tol: float, steps: int, lower: float = 0.0) -> tuple[float, float]:
-    """Return (lower, tau) with lower <= max_i sigma_max(A_i), if it is not below, and all <= tau."""
+def _inertia(blocks: Tensor, tol: float, steps: int, lower: float = 0.5) -> tuple[float, float]:
+    """Raise `lower` to the blocks' largest norm, and tau from there until every block is proved below."""
     grams = _Grams(blocks)
-    full = steps if grams.n > 256 else 0
-    x = torch.randn(len(blocks), grams.n, 1, dtype=blocks.dtype, generator=_generator(0))
-    for _ in range(3):  # a ranking only
+    x = torch.randn(len(blocks), grams.n, 1, dtype=blocks.dtype, generator=start_generator(0))
+    for _ in range(3):  # a power iteration, only to rank the blocks
         x = torch.nn.functional.normalize(grams.H @ x, dim=1)
     score = torch.linalg.vector_norm(blocks @ x, dim=(1, 2)).tolist()
     pending = sorted(range(len(blocks)), key=score.__getitem__, reverse=True)
-    looks = [0] * len(blocks)
-    tau, excess, some = 0.0, 0.5 * tol, 1
+    looks, look = [0] * len(blocks), 1
+    tau, excess = 0.0, 0.5 * tol
     while pending:
-        fresh = [i for i in pending if looks[i] < 2][:some]
+        fresh = [i for i in pending if looks[i] < 2][:look]
         for i in fresh:
-            if looks[i] == 0 and 1.5 * score[i] < lower:
-                continue
-            exact = full == 0 or (looks[i] == 1 and grams.n <= _SMALL)
-            lower = max(lower, grams.rayleigh(i, 0 if exact else full * (1 + 2 * looks[i]), tol))
+            exact = grams.n <= 256 or (looks[i] == 1 and grams.n <= _SMALL)
+            lower = max(lower, grams.rayleigh(i, 0 if exact else steps * (1 + 2 * looks[i]), tol))
             looks[i] = 2 if exact else looks[i] + 1
-        if not fresh:
-            excess *= 4.0
+        excess *= 1.0 if fresh else 4.0  # all are located: what remains is rounding and convergence
         margins = grams.margin(lower, pending) / (lower * lower)
         tau = max(tau, lower * (1.0 + max(excess, float(margins.max()))))
         passed = grams.at_most(tau, pending).tolist()
         pending = [i for i, ok in zip(pending, passed, strict=True) if not ok]
-        some = max(2, len(pending) // 2)
+        look = max(2, len(pending) // 2)
     return lower, tau
+
+
+def _random(matrix: _Matrix, floor: float = 0.0, enough: float = 0.0, **search: Any) -> tuple[float, float]:
+    sides = matrix.forward, matrix.adjoint
+    forward, adjoint = sides if matrix.shape[0] >= matrix.shape[1] else sides[::-1]
+    error = 2.0 * matrix.relative + matrix.relative**2
+    search |= {"product_error": error, "floor": floor**2, "enough": enough**2}
+    low, high = largest_eigenvalue(lambda x: adjoint(forward(x)), min(matrix.shape), **search)
+    return math.sqrt(low) / UP, math.sqrt(high) * UP
+
+
+def _split(matrix: _Matrix, basis: tuple[Tensor, Tensor], **search: Any) -> tuple[float, float]:
+    """Bound A by the 2 x 2 matrix M of the norms of its blocks in and outside the bases U, V.
+
+    Let e bound |U'U - I| and |V'V - I| after a QR factorization.  The nearest orthonormal bases are
+    within e, so each exact block is within 3 e |A| of the one built from U and V; the blocks as
+    computed are within k |A| of those.  Hence |A| <= |M| + (6 e + 2 k) |A|.
+    """
+    bases = []
+    for name, rows, B in zip("UV", matrix.shape, basis, strict=True):
+        if B.ndim != 2 or B.shape[0] != rows or B.shape[1] < 1:
+            raise ValueError(f"basis: expected {name} of shape ({rows}, r), got {tuple(B.shape)}")
+        B = B.detach().to("cpu", torch.float64)
+        bases.append(torch.linalg.qr(_scale(B, -_exponent("basis", B))).Q)
+    U, V = bases
+    squares = max(float(B.square().sum()) for B in bases) * PAD
+    g = gamma(sum(matrix.shape) + U.shape[1] + V.shape[1] + 8)
+    e = max(float((B.T @ B - torch.eye(B.shape[1])).norm()) for B in bases) * PAD + g * squares
+    k = 3.0 * matrix.relative * math.sqrt(squares) + 4.0 * g * squares
+    AV, UA = matrix.forward(V), matrix.adjoint(U).T
+    core = U.T @ AV
+    blocks = core, UA - core @ V.T, AV - U @ core
+    (low, a), (_, b), (_, c) = (batched_sigma_max(X[None], tol=search["tol"]) for X in blocks)
+
+    def project(B: Tensor, x: Tensor) -> Tensor:
+        return x - B @ (B.T @ x)
+
+    # The rest D matters beside the core only: where |D| >= floor its products, which err by
+    # (2 relative + 7 g |U|_F) |A|, err relatively by |A| / |D| <= (a + b + c) / floor + 1 times that.
+    floor = 0.25 * max(a, b, c)
+    ratio = (a + b + c) / floor + 1.0 if floor > 0.0 else 1.0
+    rest = _Matrix(
+        matrix.shape,
+        lambda x: project(U, matrix.forward(project(V, x))),
+        lambda y: project(V, matrix.adjoint(project(U, y))),
+        relative=ratio * (2.0 * matrix.relative + 7.0 * g * math.sqrt(squares)),
+    )
+    _, d = _random(rest, floor, enough=3.6 * floor, **search)
+    loss = 6.0 * e + 2.0 * k
+    if loss >= 0.01 or math.isinf(d):
+        return 0.0, math.inf
+    return low / (1.0 + loss), float(np.linalg.norm([[a, b], [c, d]], 2)) * UP / (1.0 - loss)
+
+
+def _trace_power(dense: Tensor) -> tuple[float, float]:
+    """Bound |A'A| = |H| by tr(H^32)^(1/32), for symmetric X from |X|^2 <= |fl(X X)|_F + g_{n+8} |X|_F^2."""
+    grams = _Grams(dense[None])
+    H, g, sizes = grams.H[0], gamma(grams.n + 8), []
+    for _ in range(5):
+        H = 0.5 * (H + H.T)
+        sizes.append(float(H.norm()) * (1.0 + gamma(grams.n**2 + 8)))
+        H = H / sizes[-1]
+        H = H @ H
+    above = 1.0
+    for size in reversed(sizes):
+        above = size * min(1.0, math.sqrt(above + g))
+    lower = math.sqrt(float(grams.diagonal.max())) * (1.0 - gamma(grams.m + 4))  # a column's norm
+    return lower, math.sqrt(above + gamma(grams.m + 2) * float(grams.F2)) * UP

@@ -2,111 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from theodolite.analysis import homogeneity
+from theodolite.analysis import homogeneity, piecewise_linear
+from theodolite.analysis.cost import Cost, forward_cost
 from theodolite.theorems.base import Hypothesis, NotApplicable, Verdict, by_number, by_structure
 
 if TYPE_CHECKING:
-    from theodolite.analysis.graph import Node
     from theodolite.theorems.subject import Subject
-
-# operations that are piecewise linear in their input, beside those that are linear
-PIECEWISE_LINEAR = frozenset(
-    [
-        "relu",
-        "leaky_relu",
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "hardtanh",
-        "relu6",
-        "abs",
-        "maximum",
-        "minimum",
-    ]
-)
-# operations that are affine in the one input that depends on the data
-AFFINE = frozenset(
-    [
-        "linear",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "avg_pool1d",
-        "avg_pool2d",
-        "avg_pool3d",
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "adaptive_avg_pool3d",
-        "mean",
-        "sum",
-        "add",
-        "sub",
-        "neg",
-        "cat",
-        "stack",
-        "view",
-        "reshape",
-        "flatten",
-        "permute",
-        "transpose",
-        "t",
-        "squeeze",
-        "unsqueeze",
-        "select",
-        "slice",
-        "split",
-        "chunk",
-        "getitem",
-        "clone",
-        "contiguous",
-        "alias",
-        "detach",
-        "to",
-        "_to_copy",
-        "expand",
-        "repeat",
-        "pad",
-        "constant_pad_nd",
-        "reflection_pad1d",
-        "reflection_pad2d",
-        "replication_pad1d",
-        "replication_pad2d",
-        "_native_batch_norm_legit_no_training",
-        "dropout",
-        "native_dropout",
-        "identity",
-        "upsample_nearest2d",
-        "sym_size",
-        "lift_fresh_copy",
-        "unflatten",
-        "movedim",
-        "roll",
-        "flip",
-        "index_select",
-        "narrow",
-        "addmm",
-        "matmul",
-        "mm",
-        "bmm",
-        "mul",
-        "div",
-    ]
-)
-_PRODUCTS = frozenset(["mul", "div", "matmul", "mm", "bmm", "addmm", "linear", "conv1d", "conv2d", "conv3d"])
-
-
-def depends_on_input(subject: Subject) -> set[Node]:
-    """Return the graph's nodes whose value depends on the data."""
-    alive: set[Node] = set()
-    for node in subject.graph.nodes:
-        if node.op == "input" or any(source in alive for source in node.inputs):
-            alive.add(node)
-    return alive
 
 
 def require_graph(subject: Subject) -> None:
@@ -115,6 +19,16 @@ def require_graph(subject: Subject) -> None:
         raise NotApplicable(
             f"needs the computation graph, and the model could not be traced ({subject.graph.reason})"
         )
+
+
+def require_cost(subject: Subject) -> Cost:
+    """Return what a forward pass costs; raise NotApplicable when the graph's batch size is fixed."""
+    require_graph(subject)
+    try:
+        x = subject.x[:1].to(subject.device)
+        return subject.once("forward cost", lambda: forward_cost(subject.graph, x))
+    except ValueError as error:
+        raise NotApplicable(f"the model's forward fixes the batch size when it is traced ({error})") from error
 
 
 def _real_input(subject: Subject) -> Verdict:
@@ -154,35 +68,31 @@ def _has_parameters(subject: Subject) -> Verdict:
 
 def _piecewise_linear(subject: Subject) -> Verdict:
     require_graph(subject)
-    alive = depends_on_input(subject)
-    for node in subject.graph.operations:
-        if node not in alive or node.op in PIECEWISE_LINEAR:
-            continue
-        sources = [s for s in node.inputs if s in alive]
-        product = node.op in _PRODUCTS and len(sources) > 1
-        if node.op not in AFFINE or product:
-            return by_structure(
-                False,
-                witness={"layer": node.layer, "operation": node.op},
-                reason=f"{node.where} is not piecewise linear in the input",
-            )
+    node = piecewise_linear.obstruction(subject.graph)
+    if node is not None:
+        return by_structure(
+            False,
+            witness={"layer": node.layer, "operation": node.op},
+            reason=f"{node.where} is not piecewise linear in the input",
+        )
     return by_structure(
         True, reason="every operation of the graph is affine or piecewise linear in the input"
     )
 
 
-def _homogeneous(wrt: str):  # type: ignore[no-untyped-def]
+def homogeneity_of(subject: Subject, wrt: homogeneity.Variables) -> homogeneity.Homogeneity:
+    """Return what is known about the model's degree of positive homogeneity, analyzed once."""
+    x = subject.x[:2].to(subject.device)
+    return subject.once(
+        f"degree/{wrt}", lambda: homogeneity.analyse(subject.model, x, wrt=wrt, graph=subject.graph)
+    )
+
+
+def _homogeneous(wrt: homogeneity.Variables) -> Callable[[Subject], Verdict]:
     def check(subject: Subject) -> Verdict:
-        result = subject.once(
-            f"degree/{wrt}",
-            lambda: homogeneity.analyse(
-                subject.model, subject.x[:2].to(subject.device), wrt=wrt, graph=subject.graph
-            ),
-        )
+        result = homogeneity_of(subject, wrt)
         if result.proved:
-            return by_structure(
-                True, witness=result.degree, reason=f"degree {result.degree:g} by the rules of the graph"
-            )
+            return by_structure(True, witness=result.degree, reason=result.reason)
         if result.refuted:
             return by_structure(False, witness=result.witness, reason=result.reason)
         if result.degree is None:

@@ -1,0 +1,101 @@
+"""Where the positions of an image are in each value of a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from theodolite.analysis.graph import Graph, Node
+
+BATCH = -1  # the axis of samples, beside the spatial axes 0, 1, ...
+Label = tuple[int, ...] | None  # axes that a tensor dimension runs over, row-major; None for a mixture
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the spatial axes of a value are.
+
+    Attributes
+    ----------
+    labels : tuple of Label
+        For each dimension of the tensor the spatial axes that it runs over, () if none,
+        None if it mixes positions with something else.
+    grid : dict of int to int
+        Positions along each axis, without circular padding.
+    stride : dict of int to Fraction
+        Input pixels from one position to the next.
+    period : dict of int to int
+        Shifts of which structure could prove equivariance: multiples of this many pixels.
+    """
+
+    labels: tuple[Label, ...]
+    grid: dict[int, int]
+    stride: dict[int, Fraction]
+    period: dict[int, int]
+
+    def stretched(self, axis: int, size: int, factor: Fraction) -> Layout:
+        """Return the layout with ``size`` positions, ``factor`` times as far apart, along one axis."""
+        stride = self.stride[axis] * factor
+        period = self.period[axis]
+        while (period / stride).denominator != 1:
+            period += self.period[axis]
+        return replace(
+            self,
+            grid={**self.grid, axis: size},
+            stride={**self.stride, axis: stride},
+            period={**self.period, axis: period},
+        )
+
+    def has(self, axis: int) -> bool:
+        """Return whether some dimension runs over the axis alone or with others."""
+        return any(label is not None and axis in label for label in self.labels)
+
+
+@dataclass
+class Step:
+    """What translations do to one operation.
+
+    Attributes
+    ----------
+    layout : Layout, tuple of Layout, or None
+        Of the result; None when unknown.
+    fault : str
+        Why the operation does not commute with the shifts, "" if it is shown that it does.
+    """
+
+    layout: Any
+    fault: str = ""
+
+
+@dataclass
+class Trace:
+    """Shapes and sizes that a graph took on two samples."""
+
+    shapes: dict[Node, tuple[int, ...]] = field(default_factory=dict)
+    sizes: dict[Node, Any] = field(default_factory=dict)
+
+
+def record(graph: Graph, x: Tensor) -> Trace:
+    """Run the graph on two samples and keep shapes and sizes."""
+    found = Trace()
+
+    def observe(node: Node, value: Any) -> None:
+        first = value[0] if isinstance(value, (tuple, list)) and value else value
+        if isinstance(first, Tensor):
+            found.shapes[node] = tuple(first.shape)
+        else:
+            found.sizes[node] = value
+
+    pair = x[:1].repeat_interleave(2, 0)
+    for node in graph.nodes:
+        if node.op == "input":
+            found.shapes[node] = tuple(pair.shape)
+        elif node.is_leaf:
+            found.shapes[node] = tuple(graph.value_of(node).shape)
+    with torch.no_grad():
+        graph.run(pair, observe=observe)
+    return found

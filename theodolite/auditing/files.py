@@ -1,0 +1,97 @@
+"""Output files: checked before the work begins, and never left half-written."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from theodolite.theorems.subject import InputError
+
+
+def check_writable(path: str | Path, option: str) -> None:
+    """Refuse a path at which no file can be written.
+
+    Raises
+    ------
+    InputError
+        One sentence that names the option and the path.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{option}: {path} is a folder, expected the name of a file")
+    if _is_special(path):
+        return
+    folder = _target(path).parent
+    if not folder.is_dir():
+        raise InputError(f"{option}: cannot write {path}: there is no folder {folder}")
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".theodolite-")
+    except OSError as error:
+        raise InputError(f"{option}: cannot write {path}: {error.strerror}") from error
+    os.close(handle)
+    os.unlink(name)
+
+
+def write_atomically(path: str | Path, content: str | Callable[[Path], None]) -> None:
+    """Write a file so that at every moment the old or the new one is there, never a part.
+
+    Parameters
+    ----------
+    path : str or Path
+        Where the file shall be.
+    content : str or function(path)
+        Text, or a function that writes the file at the temporary path that it is given.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    path = Path(path)
+    target = _target(path)
+    temporary: Path | None = None
+    try:
+        if _is_special(path) and isinstance(content, str):  # a pipe or a terminal cannot be renamed onto
+            path.write_text(content, encoding="utf-8")
+            return
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".theodolite-", suffix=target.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        if isinstance(content, str):
+            temporary.write_text(content, encoding="utf-8")
+        else:
+            content(temporary)
+        temporary.chmod(_mode(target))
+        temporary.replace(target)
+        temporary = None
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _target(path: Path) -> Path:
+    """Follow links, so that the file behind a link is replaced and not the link."""
+    return Path(os.path.realpath(path))
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _mode(target: Path) -> int:
+    """Return the mode of the file that is replaced, or that of a new file."""
+    try:
+        return stat.S_IMODE(target.stat().st_mode)
+    except OSError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask

@@ -1,0 +1,350 @@
+"""Statements in LaTeX, read once and written as MathML or as plain text.
+
+Covers the part of LaTeX that statements of theorems use.  A formula with anything
+else is shown as its source rather than wrongly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from typing import Literal
+
+_TOKEN = re.compile(r"\\[a-zA-Z]+\*?|\\.|\d+(?:\.\d+)?|\s+|.", re.DOTALL)
+
+_IDENTIFIERS = {
+    **{
+        name: unicodedata.lookup(f"GREEK SMALL LETTER {name.upper().replace('LAMBDA', 'LAMDA')}")
+        for name in "alpha beta gamma delta zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon chi psi omega".split()
+    },
+    **{
+        name: unicodedata.lookup(f"GREEK CAPITAL LETTER {name.upper().replace('LAMBDA', 'LAMDA')}")
+        for name in "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega".split()
+    },
+    **{"epsilon": "ϵ", "varepsilon": "ε", "phi": "ϕ", "varphi": "φ", "vartheta": "ϑ", "varrho": "ϱ", "ell": "ℓ"},
+    **{"infty": "∞", "partial": "∂", "nabla": "∇", "emptyset": "∅", "varnothing": "∅", "hbar": "ℏ"},
+    **{"dots": "…", "ldots": "…", "cdots": "⋯", "vdots": "⋮", "top": "⊤", "bot": "⊥", "Re": "ℜ", "Im": "ℑ", "prime": "′"},
+}
+_OPERATORS = {
+    **{"le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥", "geq": "≥", "geqslant": "≥", "ne": "≠", "neq": "≠"},
+    **{"approx": "≈", "sim": "∼", "simeq": "≃", "equiv": "≡", "propto": "∝", "ll": "≪", "gg": "≫", "in": "∈"},
+    **{"notin": "∉", "subset": "⊂", "subseteq": "⊆", "cup": "∪", "cap": "∩", "setminus": "∖", "to": "→"},
+    **{"rightarrow": "→", "leftarrow": "←", "mapsto": "↦", "Rightarrow": "⇒", "implies": "⇒", "iff": "⇔"},
+    **{"Leftrightarrow": "⇔", "times": "×", "cdot": "·", "circ": "∘", "pm": "±", "mp": "∓", "otimes": "⊗"},
+    **{"oplus": "⊕", "odot": "⊙", "ast": "∗", "star": "⋆", "forall": "∀", "exists": "∃", "wedge": "∧", "vee": "∨"},
+    **{"mid": "|", "colon": ":", "perp": "⊥", "succeq": "⪰", "preceq": "⪯", "succ": "≻", "prec": "≺", "neg": "¬"},
+    **{"sum": "∑", "prod": "∏", "int": "∫", "bigcup": "⋃", "bigcap": "⋂", "gtrsim": "≳", "lesssim": "≲", "asymp": "≍"},
+    **{"lvert": "|", "rvert": "|", "vert": "|", "lVert": "‖", "rVert": "‖", "Vert": "‖", "|": "‖", "langle": "⟨"},
+    **{"rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉", "{": "{", "}": "}", "backslash": "\\"},
+    **{"lbrace": "{", "rbrace": "}", "#": "#", "%": "%", "&": "&", "_": "_", "$": "$", "not": "̸"},
+}
+_FENCES = frozenset("( ) [ ] { } | ‖ ⟨ ⟩ ⌊ ⌋ ⌈ ⌉".split())
+_FUNCTIONS = frozenset(
+    "max min sup inf lim limsup liminf log ln exp sin cos tan tanh cosh sinh det dim ker rank arg argmax argmin "
+    "deg gcd Pr trace diag sign median".split()
+)
+_ACCENTS = {
+    **{"hat": "^", "widehat": "^", "bar": "¯", "overline": "¯", "tilde": "~", "widetilde": "~", "dot": "˙", "vec": "→"},
+}
+_COMBINING = {"^": "̂", "¯": "̄", "~": "̃", "˙": "̇", "→": "⃗"}
+_SPACES = {",": 0.17, ":": 0.22, ";": 0.28, "!": 0.0, " ": 0.33, "quad": 1.0, "qquad": 2.0, "enspace": 0.5}
+_IGNORED = frozenset(
+    "displaystyle textstyle scriptstyle limits nolimits big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr "
+    "left right middle nonumber rm bf it".split()
+)
+_TEXTS = frozenset("text textrm textit textup mbox mathrm mathop operatorname operatorname* mathsf textsf texttt mathtt".split())
+_ALPHABETS = {
+    "mathbb": lambda c: {"R": "ℝ", "N": "ℕ", "Z": "ℤ", "P": "ℙ", "C": "ℂ", "Q": "ℚ", "1": "𝟙"}.get(c)
+    or (chr(0x1D538 + ord(c) - 65) if c.isupper() else c),
+    "mathcal": lambda c: {"B": "ℬ", "E": "ℰ", "F": "ℱ", "H": "ℋ", "I": "ℐ", "L": "ℒ", "M": "ℳ", "R": "ℛ"}.get(c)
+    or (chr(0x1D49C + ord(c) - 65) if c.isupper() else c),
+    "mathbf": lambda c: chr((0x1D400 if c.isupper() else 0x1D41A) + ord(c.lower()) - 97) if c.isalpha() and c.isascii() else c,
+}
+_ALPHABETS |= {"mathscr": _ALPHABETS["mathcal"], "boldsymbol": _ALPHABETS["mathbf"], "bm": _ALPHABETS["mathbf"]}
+
+
+class UnknownTeX(ValueError):
+    """The formula uses something that is not covered."""
+
+
+@dataclass(frozen=True)
+class _Node:
+    """``kind`` is one of row, mi, mn, mo, name, text, space, frac, sqrt, over, script."""
+
+    kind: Literal["row", "mi", "mn", "mo", "name", "text", "space", "frac", "sqrt", "over", "script"]
+    text: str = ""
+    parts: tuple[_Node | None, ...] = ()
+
+
+class _Parser:
+    def __init__(self, source: str) -> None:
+        self.tokens = _TOKEN.findall(source)
+        self.at = 0
+
+    def peek(self) -> str:
+        while self.at < len(self.tokens) and self.tokens[self.at].isspace():
+            self.at += 1
+        return self.tokens[self.at] if self.at < len(self.tokens) else ""
+
+    def take(self) -> str:
+        token = self.peek()
+        if not token:
+            raise UnknownTeX("the formula ends too early")
+        self.at += 1
+        return token
+
+    def row(self, end: str) -> _Node:
+        parts: list[_Node | None] = []
+        while self.peek() != end:
+            part = self.scripted()
+            if part is not None:
+                parts.append(part)
+        if end:
+            self.take()
+        return parts[0] if len(parts) == 1 and parts[0] is not None else _Node("row", parts=tuple(parts))
+
+    def scripted(self) -> _Node | None:
+        base = self.atom()
+        lower = upper = None
+        while self.peek() in ("_", "^", "'"):
+            mark = self.take()
+            if mark == "'":
+                upper = _Node("mo", "′" if upper is None else upper.text + "′")
+            elif mark == "_":
+                lower = self.argument()
+            else:
+                upper = self.argument() if upper is None else _Node("row", parts=(upper, self.argument()))
+        if lower is None and upper is None:
+            return base
+        return _Node("script", parts=(base or _Node("row"), lower, upper))
+
+    def argument(self) -> _Node:
+        found = self.atom()
+        if found is None:
+            raise UnknownTeX("an argument is missing")
+        return found
+
+    def words(self) -> str:
+        """Return an argument as it stands, spaces kept."""
+        first = self.take()
+        if first != "{":
+            return first.lstrip("\\")
+        depth, words = 1, ""
+        while depth:
+            if self.at >= len(self.tokens):
+                raise UnknownTeX("a brace is not closed")
+            token = self.tokens[self.at]
+            self.at += 1
+            depth += (token == "{") - (token == "}")
+            if token not in "{}":
+                words += " " if token.isspace() or token == "~" else token.lstrip("\\")
+        return words
+
+    def atom(self) -> _Node | None:
+        token = self.take()
+        if token == "{":
+            return self.row("}")
+        if token.startswith("\\"):
+            return self.command(token[1:])
+        if token[0].isdigit():
+            return _Node("mn", token)
+        if token.isalpha():
+            return _Node("mi", token)
+        if token == "~":
+            return _Node("space", "0.33")
+        if token in "}&^_":
+            raise UnknownTeX(f"unexpected {token}")
+        return _Node("mo", {"-": "−", "*": "∗"}.get(token, token))
+
+    def command(self, name: str) -> _Node | None:
+        if name in _IDENTIFIERS:
+            return _Node("mi", _IDENTIFIERS[name])
+        if name in _OPERATORS:
+            return _Node("mo", _OPERATORS[name])
+        if name in _SPACES:
+            return _Node("space", str(_SPACES[name]))
+        if name in _FUNCTIONS:
+            return _Node("name", {"argmax": "arg max", "argmin": "arg min"}.get(name, name))
+        if name in _IGNORED:
+            if name in ("left", "right") and self.peek() == ".":
+                self.take()
+            return None
+        if name in _TEXTS:
+            return _Node("name" if name.startswith(("math", "operator")) else "text", self.words())
+        if name in ("frac", "tfrac", "dfrac"):
+            return _Node("frac", parts=(self.argument(), self.argument()))
+        if name == "sqrt":
+            return _Node("sqrt", parts=(self.argument(),))
+        if name in _ACCENTS:
+            return _Node("over", _ACCENTS[name], (self.argument(),))
+        if name in _ALPHABETS:
+            return _Node("mi", "".join(map(_ALPHABETS[name], self.words())))
+        raise UnknownTeX(f"\\{name}")
+
+
+def parse(formula: str) -> _Node:
+    """Return the tree of a formula.
+
+    Raises
+    ------
+    UnknownTeX
+        If it uses a command that is not covered.
+    """
+    return _Parser(formula).row("")
+
+
+def _mathml(node: _Node | None) -> str:
+    if node is None:
+        return "<mrow></mrow>"
+    if node.kind == "row":
+        return f"<mrow>{_spaced_row(node)}</mrow>"
+    inner = "".join(map(_mathml, node.parts))
+    text = escape(node.text)
+    if node.kind == "mo":
+        # a norm bar may open or close; left to itself, a browser would space it like a relation
+        return f'<mo stretchy="false" lspace="0" rspace="0">{text}</mo>' if node.text in _FENCES else f"<mo>{text}</mo>"
+    if node.kind == "name":
+        return f'<mi mathvariant="normal">{text}</mi>'
+    if node.kind == "text":
+        return f"<mtext>{text.replace(' ', chr(160))}</mtext>"
+    if node.kind == "space":
+        return f'<mspace width="{node.text}em"></mspace>'
+    if node.kind == "frac":
+        return f"<mfrac>{inner}</mfrac>"
+    if node.kind == "sqrt":
+        return f"<msqrt>{inner}</msqrt>"
+    if node.kind == "over":
+        return f'<mover accent="true">{inner}<mo stretchy="false">{text}</mo></mover>'
+    if node.kind == "script":
+        base, lower, upper = node.parts
+        if lower is None or upper is None:
+            tag, only = ("msub", lower) if upper is None else ("msup", upper)
+            return f"<{tag}>{_mathml(base)}{_mathml(only)}</{tag}>"
+        return f"<msubsup>{_mathml(base)}{_mathml(lower)}{_mathml(upper)}</msubsup>"
+    return f"<{node.kind}>{text}</{node.kind}>"
+
+
+def _spaced_row(row: _Node) -> str:
+    """Return the parts with a thin space after a function's name, as in "log x"."""
+    texts = []
+    for part, following in itertools.zip_longest(row.parts, row.parts[1:]):
+        texts.append(_mathml(part))
+        if _head(part).kind == "name" and following is not None and _head(following).text not in _FENCES:
+            texts.append('<mspace width="0.17em"></mspace>')
+    return "".join(texts)
+
+
+def _head(node: _Node | None) -> _Node:
+    """Return the base of a scripted node, and any other node itself."""
+    while node is not None and node.kind == "script":
+        node = node.parts[0]
+    return node or _Node("row")
+
+
+_SPACED = frozenset("≤ ≥ ≠ ≈ ∼ ≃ ≡ ∝ ≪ ≫ ∈ ∉ ⊂ ⊆ → ← ↦ ⇒ ⇔ = < > + − ± × ∪ ∩ ≳ ≲ ≍".split())
+
+
+def _plain(node: _Node | None) -> str:
+    if node is None:
+        return ""
+    if node.kind == "row":
+        return _join([_plain(p) for p in node.parts], node.parts)
+    if node.kind == "space":
+        return " " if float(node.text) > 0.2 else ""
+    if node.kind == "frac":
+        above, below = map(_plain, node.parts)
+        above = f"({above})" if " " in above else above
+        return f"{above}/{below}" if len(below) == 1 or below.isdigit() else f"{above}/({below})"
+    if node.kind == "sqrt":
+        return f"√{_grouped(node.parts[0])}"
+    if node.kind == "over":
+        inner = _plain(node.parts[0])
+        return unicodedata.normalize("NFC", inner + _COMBINING[node.text]) if len(inner) == 1 else inner + _COMBINING[node.text]
+    if node.kind == "script":
+        base, lower, upper = node.parts
+        text = _plain(base)
+        if lower is not None:
+            text += "_" + _grouped(lower, "{}")
+        if upper is not None:
+            prime = _plain(upper)
+            text += prime if set(prime) <= {"′", "⊤"} else "^" + _grouped(upper, "{}")
+        return text
+    return node.text
+
+
+def _join(texts: list[str], nodes: tuple[_Node | None, ...]) -> str:
+    result = before = ""
+    for text, node in zip(texts, nodes, strict=True):
+        head, last = _head(node), result.rstrip()[-1:]
+        if text in _SPACED:
+            binary = last and last not in "([{|,;" and last not in _SPACED
+            result = f"{result.rstrip()} {text} " if binary else result + text
+        elif text in (",", ";"):
+            result = f"{result.rstrip()}{text} "
+        elif head.kind == "name" or head.text in ("∑", "∏"):
+            result += (" " if last.isalnum() or last in ")}" else "") + f"{text} "
+        elif text[:1] in ("(", "["):
+            result = result.rstrip() + text if last.isalnum() or last == "}" else result + text
+        else:
+            # x^2 y, not x^2y; 1/(2n) ‖w‖
+            apart = text[:1].isalnum() and before in ("script", "frac") or text[:1] == "‖" and before == "frac"
+            result += f" {text}" if apart and result[-1:] != " " else text
+        before = node.kind if node is not None else ""
+    return result.strip()
+
+
+def _grouped(node: _Node | None, braces: str = "()") -> str:
+    text = _plain(node)
+    if braces == "{}":
+        text = re.sub(r"\s+", "" if not re.search(r"\w\s\w", text) else " ", text)
+    return text if len(text) <= 1 or text.isdigit() else f"{braces[0]}{text}{braces[1]}"
+
+
+def _convert(statement: str, formula: Callable[[str], str], words: Callable[[str], str]) -> str:
+    pieces = re.split(r"(?<!\\)\$", statement)
+    return "".join(formula(p) if i % 2 else words(p) for i, p in enumerate(pieces))
+
+
+def _prose(text: str) -> str:
+    text = re.sub(r"\\(?:emph|textit|textbf|text)\{([^{}]*)\}", r"\1", text)
+    text = text.replace("``", "“").replace("''", "”").replace("---", "—").replace("--", "–").replace("~", "\u00a0")
+    return re.sub(r"\\([%&#_$ ])", r"\1", text)
+
+
+def to_html(statement: str) -> str:
+    """Return a statement as HTML, its formulas in MathML.
+
+    Parameters
+    ----------
+    statement : str
+        LaTeX with inline formulas between dollar signs.
+
+    Returns
+    -------
+    str
+        Escaped; a formula that is not covered stands as its source in ``<code>``.
+    """
+
+    def formula(source: str) -> str:
+        try:
+            return f"<math>{_mathml(parse(source))}</math>"
+        except UnknownTeX:
+            return f'<code class="tex">{escape(source)}</code>'
+
+    return _convert(statement, formula, lambda text: escape(_prose(text)))
+
+
+def to_text(statement: str) -> str:
+    """Return a statement as plain text: ``‖w‖^2 ≤ ∑_i w_i``."""
+
+    def formula(source: str) -> str:
+        try:
+            return _plain(parse(source)).strip()
+        except UnknownTeX:
+            return source
+
+    return " ".join(_convert(statement, formula, _prose).split())

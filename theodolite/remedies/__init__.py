@@ -1,0 +1,79 @@
+"""Changes that might help, each tried on a copy of the model and measured; ``ALL`` is the list."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from theodolite.remedies.base import Change, Outcome, Remedy
+from theodolite.remedies.remove_units import RemoveUnits
+from theodolite.remedies.resolve_head import ResolveHead
+from theodolite.theorems.base import NotApplicable
+from theodolite.theorems.subject import Subject
+
+__all__ = [
+    "ALL",
+    "BY_NAME",
+    "Change",
+    "Outcome",
+    "Remedy",
+    "RemoveUnits",
+    "ResolveHead",
+    "attempts",
+    "try_all",
+]
+
+ALL: list[type[Remedy]] = [ResolveHead, RemoveUnits]
+
+BY_NAME: dict[str, type[Remedy]] = {remedy.name: remedy for remedy in ALL}
+
+SHOWN = 3
+
+
+def attempts(
+    subject: Subject, *, budget: float | None = None
+) -> Iterator[tuple[type[Remedy], Outcome | str]]:
+    """Try one remedy after another, yielding each as it is done.
+
+    Parameters
+    ----------
+    subject : Subject
+        Model and data; the test data are not looked at.
+    budget : float, optional
+        Seconds after which no other remedy is begun.
+
+    Yields
+    ------
+    remedy : type of Remedy
+    outcome : Outcome or str
+        A sentence where there was nothing to do, or no time.
+    """
+    start = time.monotonic()
+    kept = subject.deadline
+    subject.deadline = None if budget is None else start + budget
+    try:
+        for remedy in ALL:
+            if budget is not None and time.monotonic() - start >= budget:
+                yield remedy, f"the budget of {budget:g} s was spent before it began"
+                continue
+            try:
+                yield remedy, remedy().attempt(subject)
+            except NotApplicable as outcome:
+                yield remedy, str(outcome)
+    finally:
+        subject.deadline = kept
+
+
+def try_all(subject: Subject, *, budget: float | None = None) -> list[Outcome]:
+    """Return the remedies that helped, best first, at most three; an empty list when none did.
+
+    Parameters
+    ----------
+    subject : Subject
+        Model and data; the test data are not looked at.
+    budget : float, optional
+        Seconds after which no other remedy is begun.
+    """
+    outcomes = [outcome for _, outcome in attempts(subject, budget=budget) if isinstance(outcome, Outcome)]
+    helped = [outcome for outcome in outcomes if outcome.helped]
+    return sorted(helped, key=lambda outcome: -outcome.benefit)[:SHOWN]

@@ -1,0 +1,1 @@
+"""Approximation and expressivity: linear regions."""

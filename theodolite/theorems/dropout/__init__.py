@@ -1,0 +1,1 @@
+"""Dropout as an explicit regularizer."""

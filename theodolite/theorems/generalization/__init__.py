@@ -1,0 +1,1 @@
+"""Generalization: error on new data, margins, capacity, Lipschitz brackets."""

@@ -1,0 +1,1 @@
+"""Theorems of the chapter on information in weights and activations."""

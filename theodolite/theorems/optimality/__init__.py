@@ -1,0 +1,1 @@
+"""Global optimality: homogeneity, parallel subnetworks, certificates."""

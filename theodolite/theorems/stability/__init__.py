@@ -1,0 +1,1 @@
+"""Geometric stability: what translations do to every layer."""
