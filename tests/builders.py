@@ -86,3 +86,18 @@ def regression_subject(**options) -> Subject:  # type: ignore[no-untyped-def]
 def bare_subject() -> Subject:
     """A model without parameters."""
     return subject(nn.Sequential(nn.Identity()))
+
+
+def constant_net() -> nn.Module:
+    """A network whose output stays the same when its parameters are scaled."""
+
+    class Signs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sign(self.layer(x))
+
+    torch.manual_seed(0)
+    return Signs()

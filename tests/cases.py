@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from builders import conv_net, mlp, regression_subject, subject, tokens_subject
+from builders import constant_net, conv_net, mlp, regression_subject, subject, tokens_subject
 from theodolite.theorems.subject import Subject
 
 Builder = Callable[[], Subject]
@@ -21,7 +21,24 @@ HYPOTHESES: dict[str, tuple[Builder, Builder]] = {
     "piecewise linear": (conv_net_subject := lambda: subject(conv_net()), lambda: subject(nn.Sequential(mlp(), nn.Sigmoid()))),
     "positively homogeneous in the parameters": (subject, lambda: subject(mlp(bias=True))),
     "positively homogeneous in the input": (subject, lambda: subject(mlp(bias=True))),
+    "positive degree": (subject, lambda: subject(constant_net())),
+    "parallel subnetworks": (lambda: subject(mlp(64, 16, 10)), subject),
+    "degrees match": (lambda: subject(mlp(64, 16, 10), weight_decay=1e-3), lambda: subject(weight_decay=1e-3)),
+    "homogeneous hidden units": (subject, lambda: subject(mlp(64, 10))),
+    "linear last layer": (subject, lambda: subject(nn.Sequential(mlp(), nn.Softmax(1)))),
+    "convex loss with a known dual": (subject, lambda: regression_subject(loss=nn.functional.huber_loss)),
 }
 
 # code of the theorem -> a subject on which it has something to say
-THEOREMS: dict[str, Builder] = {}
+THEOREMS: dict[str, Builder] = {
+    "OPT001": subject,
+    "OPT002": lambda: subject(mlp(64, 16, 10)),
+    "OPT003": lambda: subject(mlp(64, 16, 10), weight_decay=1e-3),
+    "DRO002": subject,
+    "OPT005": lambda: subject(weight_decay=1e-3),
+    "LAN001": lambda: subject(weight_decay=1e-3),
+    "INF001": subject,
+    "SPA001": subject,
+    "SPA002": subject,
+    "OPT004": lambda: subject(weight_decay=1e-3),
+}

@@ -106,7 +106,7 @@ def test_cross_entropy_dual_at_the_edge_of_its_domain():
 
 def test_t_range_is_where_the_dual_is_finite():
     loss = CrossEntropyLoss(torch.tensor([0, 2]), 3)
-    R = torch.tensor([[3.0, -2.0, -1.0], [-0.5, 0.0, 0.5]])
+    R = torch.tensor([[3.0, -2.0, -1.0], [-0.5, 0.0, 0.5]], dtype=torch.float64)
     low, high = loss.t_range(R)
     assert (low, high) == (0.0, pytest.approx(1 / 3))
     assert math.isfinite(loss.dual(high * R))

@@ -99,7 +99,9 @@ def _chord_bound(counts: np.ndarray, n: int, delta: float) -> float:
     slope = (terms[1] - terms[0]) / (high - low)
     order = np.argsort(slope, kind="stable")
     left = 1.0 - low.sum()
-    added = np.clip(left - np.concatenate([[0.0], np.cumsum((high - low)[order])[:-1]]), 0.0, (high - low)[order])
+    added = np.clip(
+        left - np.concatenate([[0.0], np.cumsum((high - low)[order])[:-1]]), 0.0, (high - low)[order]
+    )
     return float(terms[0].sum() + (slope[order] * added).sum())
 
 

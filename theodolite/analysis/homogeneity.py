@@ -43,8 +43,8 @@ class Homogeneity:
     proved, refuted : bool
         At most one is true; neither when the question is open.
     witness : dict or None
-        ``layer`` and ``layer_type`` of the first layer for which no rule gives a degree, and ``why``;
-        when refuted also ``alpha``, ``ratio`` (f(alpha w) / f(w)), ``expected``, ``sample``, ``output``.
+        ``layer`` and ``layer_type`` of the first layer for which no rule gives a degree, ``why``, and
+        whether it is ``final`` (no parameters after it); when refuted also ``alpha``, ``ratio`` (f(alpha w) / f(w)), ``expected``, ``sample``, ``output``.
     reason : str
         One sentence for the report.
     probe_error : float
@@ -147,10 +147,16 @@ def analyse(
     else:
         found, how = _by_modules(model, x, variables, source, graph.reason)
     nominal = found.degree if graph.traced or found.fault is None else None
-    return _conclude(found, how, probe(model, x, wrt, nominal) if probes else Probe(trouble="probes are off"))
+    final = found.fault is not None and graph.traced and _is_final(graph, found.fault)
+    return _conclude(found, how, final, probe(model, x, wrt, nominal) if probes else Probe(trouble="probes are off"))
 
 
-def _conclude(found: Scaling, how: str, probed: Probe) -> Homogeneity:
+def _is_final(graph: Graph, fault: Fault) -> bool:
+    """Whether no parameter is used after the fault."""
+    return not any(n.op == "parameter" for node in graph.nodes[fault.order + 1 :] for n in node.inputs)
+
+
+def _conclude(found: Scaling, how: str, final: bool, probed: Probe) -> Homogeneity:
     fault, error, tolerance = found.fault, probed.error, probed.tolerance
     if fault is None:
         if probed.contradicts(found.degree):
@@ -158,7 +164,7 @@ def _conclude(found: Scaling, how: str, probed: Probe) -> Homogeneity:
             return Homogeneity(None, False, False, probed.witness, reason, error, tolerance)
         shown = "the output is zero" if found.free else f"degree {found.degree:g}"
         return Homogeneity(found.degree, True, False, None, f"{shown} by {how}", error, tolerance)
-    layer = {"layer": fault.layer, "layer_type": fault.layer_type, "why": fault.why}
+    layer = {"layer": fault.layer, "layer_type": fault.layer_type, "why": fault.why, "final": final}
     if probed.witness is not None:
         reason = f"{fault.where} {fault.why}: {probed.sentence}"
         return Homogeneity(None, False, True, {**layer, **probed.witness}, reason, error, tolerance)

@@ -232,7 +232,8 @@ def _upsampling(node: Node) -> Value:
         if n > _DENSE:
             raise NotLipschitz(f"{node.where}: an axis of {n} entries is too long for its matrix", node)
         how: dict[str, Any] = {"size": n_out} if not scales else {"scale_factor": float(scales[axis])}
-        matrix = F.interpolate(torch.eye(n, dtype=torch.float64)[:, None], mode=mode, align_corners=align, **how)
+        basis = torch.eye(n, dtype=torch.float64)[:, None]
+        matrix = F.interpolate(basis, mode=mode, align_corners=align, **how)
         value = sigma_max(matrix[:, 0].T)
         lower, upper = lower * value.low, upper * value.high
     return Value.bound(lower, upper)

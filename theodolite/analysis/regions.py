@@ -238,7 +238,8 @@ class _Walk:
         middle = 0.5 * (times[1:] + times[:-1])
         function = self.functions[node]
         if function is not None:
-            value = _apply(function, *env[node.args[0]].chunk(2), middle)
+            at0, at1 = env[node.args[0]].chunk(2)
+            value = _apply(function, at0, at1, middle)
         else:
             value = _largest(node, self._tensors(node, env), middle)
         env[node] = (value,) if _returns_pair(node) else value
@@ -253,7 +254,8 @@ class _Walk:
     def _crossings(self, node: Node, env: dict[Node, Any], times: Tensor) -> Tensor:
         function = self.functions[node]
         if function is not None:
-            return _kink_crossings(function, *env[node.args[0]].chunk(2), times)
+            at0, at1 = env[node.args[0]].chunk(2)
+            return _kink_crossings(function, at0, at1, times)
         return _takeovers(node, self._tensors(node, env), times)
 
     def _tensors(self, node: Node, env: dict[Node, Any]) -> list[Tensor]:

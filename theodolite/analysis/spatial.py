@@ -12,7 +12,10 @@ from torch import Tensor
 from theodolite.analysis.graph import Graph, Node
 
 BATCH = -1  # the axis of samples, beside the spatial axes 0, 1, ...
-Label = tuple[int, ...] | None  # axes that a tensor dimension runs over, row-major; None for a mixture
+FREE = 1000  # axes from here on are neither: channels or heads that share a dimension with positions
+Label = (
+    tuple[int, ...] | None
+)  # axes that a tensor dimension runs over, row-major; None for what is none such
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,10 @@ class Layout:
     Attributes
     ----------
     labels : tuple of Label
-        For each dimension of the tensor the spatial axes that it runs over, () if none,
-        None if it mixes positions with something else.
+        For each dimension of the tensor the axes that it runs over; () if it holds no
+        positions; None if positions stand there in no regular order.
     grid : dict of int to int
-        Positions along each axis, without circular padding.
+        Size of each axis, without circular padding.
     stride : dict of int to Fraction
         Input pixels from one position to the next.
     period : dict of int to int

@@ -13,19 +13,21 @@ import torch
 from torch import Tensor
 
 from theodolite.analysis.graph import Node
-from theodolite.analysis.spatial import BATCH, Label, Layout, Step, Trace
+from theodolite.analysis.spatial import BATCH, FREE, Label, Layout, Step, Trace
 
 _MOVES_TEXT = """
 view reshape flatten unflatten _unsafe_view permute transpose t movedim squeeze unsqueeze select
 slice narrow split split_with_sizes chunk unbind getitem cat concat stack expand
 """
 _POINTWISE_TEXT = """
-prelu hardswish log_sigmoid alias dropout native_dropout feature_dropout alpha_dropout _to_copy to contiguous detach
-rsub lift_fresh_copy identity zeros_like ones_like full_like
+prelu hardswish log_sigmoid alias dropout native_dropout feature_dropout alpha_dropout _to_copy to contiguous
+detach rsub lift_fresh_copy identity zeros_like ones_like full_like
 """
 MOVES = frozenset(_MOVES_TEXT.split())
 _POINTWISE = frozenset(_POINTWISE_TEXT.split())
 _MIXED = -2  # marks entries of dimensions that mix positions with something else
+_FREE_AXES = itertools.count(FREE)
+_Key = tuple[int, int]  # a dimension, and an axis that it runs over
 
 _BY_POSITION = "has weights that depend on the position"
 
@@ -115,42 +117,74 @@ def _pointwise(trace: Trace, node: Node, layouts: dict[Node, Layout]) -> Step:
 def _moved(trace: Trace, node: Node, layouts: dict[Node, Layout]) -> Step:
     """Move markers that carry each entry's position through the operation, and see where they went."""
     merged, fault = _merged(list(layouts.values()))
-    keys = sorted({key for layout in layouts.values() for key in _keys(layout)})
-    before = {
-        k: {s: _marker(trace.shapes[s], x, k) for s, x in layouts.items() if k in _keys(x)} for k in keys
-    }
-    after = {k: _run(trace, node, before[k]) for k in keys}
-    several = isinstance(after[keys[0]], (tuple, list))
+    rank = max(len(layout.labels) for layout in layouts.values())
+    free = [[next(_FREE_AXES) for _ in range(8)] for _ in range(rank)]
+    lines: dict[_Key, dict[Node, Tensor]] = {}
+    for source, layout in layouts.items():
+        cuts = trace.shapes[node] if "view" in node.op or "flatten" in node.op or node.op == "reshape" else ()
+        for key, line in _lines(layout, trace.shapes[source], cuts, free).items():
+            lines.setdefault(key, {})[source] = line.expand(trace.shapes[source]).contiguous()
+    after = {key: run_on(trace, node, markers) for key, markers in lines.items()}
+    several = isinstance(next(iter(after.values())), (tuple, list))
     results = []
-    for part in range(len(after[keys[0]]) if several else 1):
-        markers = {k: after[k][part] if several else after[k] for k in keys}
-        for k in keys:
-            if k[1] != _MIXED and len(markers[k][markers[k] >= 0].unique()) < max(
-                int(m.max()) + 1 for m in before[k].values()
-            ):
+    for part in range(len(next(iter(after.values()))) if several else 1):
+        found = {key: result[part] if several else result for key, result in after.items()}
+        for key, marker in found.items():
+            whole = max(int(line.max()) + 1 for line in lines[key].values())
+            if key[1] < FREE and len(marker[marker >= 0].unique()) < whole:
                 fault = fault or "keeps some positions only"
-        results.append(replace(merged, labels=_read(markers)))
+        labels = _read(found)
+        sizes = {key[1]: int(found[key].max()) + 1 for key in found if key[1] >= FREE}
+        results.append(replace(merged, labels=labels, grid={**merged.grid, **sizes}))
     return Step(tuple(results) if several else results[0], fault)
 
 
-def _keys(layout: Layout) -> list[tuple[int, int]]:
-    """Return (dimension, axis) for every axis that a dimension runs over."""
-    pairs = enumerate(layout.labels)
-    return [(d, a) for d, label in pairs for a in ((_MIXED,) if label is None else label)]
+def _lines(
+    layout: Layout, shape: tuple[int, ...], new_shape: tuple[int, ...], free: list[list[int]]
+) -> dict[_Key, Tensor]:
+    """Return, for every dimension and axis that it runs over, the position of each entry along the axis.
+
+    A dimension without positions is split where a new shape will split it, so that
+    its parts can be followed one by one.
+    """
+    result: dict[_Key, Tensor] = {}
+    below = 1
+    for d in range(len(shape) - 1, -1, -1):
+        label = layout.labels[d]
+        if label:
+            sizes = [(axis, layout.grid[axis] if len(label) > 1 else shape[d]) for axis in label]
+        elif label is None:
+            sizes = [(_MIXED, shape[d])]
+        else:
+            sizes = list(zip(free[d], _split(shape[d], below, new_shape), strict=False))
+        after = 1
+        for axis, size in reversed(sizes):
+            result[d, axis] = (torch.arange(shape[d]) // after % size).view(-1, *[1] * (len(shape) - d - 1))
+            after *= size
+        below *= shape[d]
+    return dict(reversed(result.items()))
 
 
-def _marker(shape: tuple[int, ...], layout: Layout, key: tuple[int, int]) -> Tensor:
-    """Return a tensor whose entries are their position along one axis of one dimension."""
-    d, axis = key
-    label = layout.labels[d]
-    line = torch.arange(shape[d])
-    if label is not None and len(label) > 1:
-        after = math.prod(layout.grid[a] for a in label[label.index(axis) + 1 :])
-        line = line // after % layout.grid[axis]
-    return line.view(-1, *[1] * (len(shape) - d - 1)).expand(shape).contiguous()
+def _split(size: int, below: int, new_shape: tuple[int, ...]) -> list[int]:
+    """Return the factors into which a reshape cuts a dimension with ``below`` entries under each index."""
+    cuts, product = [], 1
+    for new in reversed(new_shape):
+        product *= new
+        cut = product // below
+        last = cuts[-1] if cuts else 1
+        if (
+            product % below == 0
+            and last < cut < size
+            and cut % last == 0
+            and size % cut == 0
+            and len(cuts) < 7
+        ):
+            cuts.append(cut)
+    bounds = [1, *cuts, size]
+    return [high // low for low, high in itertools.pairwise(bounds)][::-1]
 
 
-def _run(trace: Trace, node: Node, markers: dict[Node, Tensor]) -> Any:
+def run_on(trace: Trace, node: Node, markers: dict[Node, Tensor]) -> Any:
     """Run an operation on markers; what carries none is -1 throughout."""
 
     def filled(item: Any) -> Any:
@@ -166,24 +200,27 @@ def _run(trace: Trace, node: Node, markers: dict[Node, Tensor]) -> Any:
     return node.function(*filled(node.args), **{k: filled(v) for k, v in node.kwargs.items()})
 
 
-def _read(markers: dict[tuple[int, int], Tensor]) -> tuple[Label, ...]:
+def _read(markers: dict[_Key, Tensor]) -> tuple[Label, ...]:
     """Return the labels of the dimensions along which moved markers vary."""
     rank = next(iter(markers.values())).ndim
-    varying: list[list[tuple[int, int]]] = [[] for _ in range(rank)]
+    varying: list[list[_Key]] = [[] for _ in range(rank)]
     for key, marker in markers.items():
         for d in range(rank):
             if bool((marker != marker.narrow(d, 0, 1)).any()):
                 varying[d].append(key)
     labels: list[Label] = []
     for d, keys in enumerate(varying):
-        lines = {k: markers[k].movedim(d, 0).flatten(1)[:, 0] if rank > 1 else markers[k] for k in keys}
-        alone = all(k[1] != _MIXED and sum(k in other for other in varying) == 1 for k in keys)
+        if all(axis >= FREE for _, axis in keys):
+            labels.append(())
+            continue
+        lines = {key: markers[key].movedim(d, 0).reshape(markers[key].shape[d], -1)[:, 0] for key in keys}
+        alone = all(axis != _MIXED and sum((e, axis) in other for other in varying) == 1 for e, axis in keys)
         order = next((o for o in itertools.permutations(keys) if _row_major(o, lines)), None)
         labels.append(tuple(axis for _, axis in order) if alone and order is not None else None)
     return tuple(labels)
 
 
-def _row_major(order: Sequence[tuple[int, int]], lines: dict[tuple[int, int], Tensor]) -> bool:
+def _row_major(order: Sequence[_Key], lines: dict[_Key, Tensor]) -> bool:
     """Return whether positions along several axes run through a dimension in row-major order."""
     length, expected = 1, {}
     for key in reversed(order):
@@ -236,6 +273,7 @@ def _windowed(
             labels[at] = ()  # all positions at once
             continue
         layout = layout.stretched(axis, n_out, Fraction(s))
+        labels[at] = label if n_out > 1 else ()
         if padded:
             fault = fault or "pads with zeros"
         elif n % s:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from html import escape
@@ -15,7 +14,6 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 36
 _ROW, _MOST_ROWS = 15, 24
 _BINS = 24
 _CHARACTER = 5.6  # mean width of one at the font size of the page's charts
-_ids = itertools.count(1)
 
 
 class _Axis:
@@ -27,10 +25,8 @@ class _Axis:
         if from_zero and not self.log:
             low, high = min(low, 0.0), max(high, 0.0)
         if low == high:
-            low, high = (low / 2, high * 2) if self.log else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
-            if from_zero and not self.log:
-                low, high = min(0.0, max(low, 0.0) if numbers[0] >= 0 else low), high if numbers[0] > 0 else max(0.0, numbers[0])
-                high = high if high > low else low + 1.0
+            half = abs(low) / 2 or 0.5
+            low, high = low - half, high + half
         self.start, self.end = start, end
         self.ticks = _log_ticks(low, high) if self.log else _ticks(low, high)
         self.low, self.high = min(low, self.ticks[0]), max(high, self.ticks[-1])
@@ -56,13 +52,15 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [10.0**k for k in range(first, last + stride, stride)]
 
 
-def draw(chart: Chart) -> str:
+def draw(chart: Chart, key: str) -> str:
     """Return a chart as an SVG element.
 
     Parameters
     ----------
     chart : Chart
         Numbers that are not finite are left out, and the description says so.
+    key : str
+        Unique in the page, for the ids of its texts.
 
     Returns
     -------
@@ -83,7 +81,6 @@ def draw(chart: Chart) -> str:
         body, height = _columns(chart, series)
     missing = sum(map(len, series.values())) - len(finite)
     description = _description(chart, series) + (f" {missing} values are not finite and not drawn." if missing else "")
-    key = f"chart-{next(_ids)}"
     title = chart.title or chart.y_label or chart.x_label
     return (
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-labelledby="{key}-t {key}-d">'
@@ -111,7 +108,7 @@ def _rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 
 def _tick(number: float) -> str:
-    return f"{number:.0e}".replace("e+0", "e").replace("e-0", "e-") if 0 < abs(number) < 1e-3 or abs(number) >= 1e5 else f"{number:g}"
+    return f"{number:.0e}".replace("e+0", "e").replace("e-0", "e-") if 0 < abs(number) < 1e-4 or abs(number) >= 1e5 else f"{number:g}"
 
 
 def _grid(chart: Chart, x: _Axis | None, y: _Axis | None, top: float, bottom: float, left: float) -> str:

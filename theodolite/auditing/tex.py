@@ -6,7 +6,6 @@ else is shown as its source rather than wrongly.
 
 from __future__ import annotations
 
-import itertools
 import re
 import unicodedata
 from collections.abc import Callable
@@ -43,6 +42,9 @@ _OPERATORS = {
     **{"lbrace": "{", "rbrace": "}", "#": "#", "%": "%", "&": "&", "_": "_", "$": "$", "not": "̸"},
 }
 _FENCES = frozenset("( ) [ ] { } | ‖ ⟨ ⟩ ⌊ ⌋ ⌈ ⌉".split())
+_CLOSING = frozenset(") ] } ⟩ ⌋ ⌉ | ‖ ⊤ ′ ! %".split())
+_RELATIONS = frozenset("≤ ≥ = < > ≈ ∼ ≡ ∝ ≪ ≫ → ⇒ ⇔ ∈".split())
+_LONG = 12
 _FUNCTIONS = frozenset(
     "max min sup inf lim limsup liminf log ln exp sin cos tan tanh cosh sinh det dim ker rank arg argmax argmin "
     "deg gcd Pr trace diag sign median".split()
@@ -201,7 +203,7 @@ def _mathml(node: _Node | None) -> str:
     if node is None:
         return "<mrow></mrow>"
     if node.kind == "row":
-        return f"<mrow>{_spaced_row(node)}</mrow>"
+        return f"<mrow>{''.join(_spaced_row(node))}</mrow>"
     inner = "".join(map(_mathml, node.parts))
     text = escape(node.text)
     if node.kind == "mo":
@@ -228,14 +230,40 @@ def _mathml(node: _Node | None) -> str:
     return f"<{node.kind}>{text}</{node.kind}>"
 
 
-def _spaced_row(row: _Node) -> str:
-    """Return the parts with a thin space after a function's name, as in "log x"."""
+def _spaced_row(row: _Node) -> list[str]:
+    """Return the parts: a thin space after a function's name, no space after a sign."""
     texts = []
-    for part, following in itertools.zip_longest(row.parts, row.parts[1:]):
-        texts.append(_mathml(part))
-        if _head(part).kind == "name" and following is not None and _head(following).text not in _FENCES:
+    for before, part, after in zip((None, *row.parts), row.parts, (*row.parts[1:], None), strict=False):
+        text = _mathml(part)
+        if part is not None and part.kind == "mo" and part.text in "−+±" and _opens(before):
+            text = text.replace("<mo", '<mo form="prefix"', 1)
+        texts.append(text)
+        if _head(part).kind == "name" and after is not None and _head(after).text not in _FENCES:
             texts.append('<mspace width="0.17em"></mspace>')
-    return "".join(texts)
+    return texts
+
+
+def _opens(node: _Node | None) -> bool:
+    """Return whether a sign after the node belongs to what follows."""
+    return node is None or (node.kind == "mo" and node.text not in _CLOSING)
+
+
+def _breakable(formula: _Node) -> str:
+    """Return a formula as MathML, a long one in pieces between which a line may end."""
+    parts = formula.parts if formula.kind == "row" else (formula,)
+    pieces: list[list[_Node | None]] = [[]]
+    depth = 0
+    for part in parts:
+        text = _head(part).text
+        depth += (text in "([{⟨⌊⌈") - (text in ")]}⟩⌋⌉") if text else 0
+        if pieces[-1] and depth == 0 and len(parts) > _LONG and part is not None and part.text in _RELATIONS:
+            pieces.append([])
+        pieces[-1].append(part)
+    rows = [_Node("row", parts=tuple(piece)) for piece in pieces]
+    first, *rest = (_mathml(row) for row in rows)
+    # a piece begins with its relation, which is to be spaced as between two terms
+    rest = [text.replace("<mo>", '<mo form="infix">', 1) for text in rest]
+    return "<wbr>".join(f"<math>{text}</math>" for text in (first, *rest))
 
 
 def _head(node: _Node | None) -> _Node:
@@ -331,7 +359,7 @@ def to_html(statement: str) -> str:
 
     def formula(source: str) -> str:
         try:
-            return f"<math>{_mathml(parse(source))}</math>"
+            return _breakable(parse(source))
         except UnknownTeX:
             return f'<code class="tex">{escape(source)}</code>'
 

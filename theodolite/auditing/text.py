@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -57,17 +58,24 @@ class Screen:
 
     def paragraph(self, text: str, indent: int = 0, style: str = "") -> None:
         """Add wrapped lines."""
-        for line in textwrap.wrap(text, WIDTH - indent, break_on_hyphens=False):
+        for line in wrap(text, WIDTH - indent):
             self.add(" " * indent + line, style)
 
     def entry(self, label: str, body: str, code: str = "", hanging: int = 0) -> None:
         """Add a label, a wrapped body and, at the end of its last line, a code."""
-        lines = textwrap.wrap(body, _BODY, subsequent_indent=" " * hanging, break_on_hyphens=False) or [""]
+        lines = wrap(body, _BODY, hanging)
         style = _STYLES.get(label, _STYLES.get(label.split(" ")[0], "bold"))
         for i, line in enumerate(lines):
             head = (label.ljust(_LABEL), style) if i == 0 else (" " * _LABEL, "")
             last = i == len(lines) - 1
             self.lines.append([head, (line.ljust(_BODY + 2) if last and code else line, ""), (code if last else "", "dim")])
+
+
+def wrap(text: str, width: int, hanging: int = 0) -> list[str]:
+    """Return at least one line; a line does not end within "(95 %)"."""
+    text = re.sub(r"\([^()]{1,12}\)", lambda match: match[0].replace(" ", "\u00a0"), text)
+    lines = textwrap.wrap(text, width, subsequent_indent=" " * hanging, break_on_hyphens=False)
+    return [line.replace("\u00a0", " ") for line in lines] or [""]
 
 
 def render(report: Report, *, verbose: bool = False, files: Sequence[str] = ()) -> Screen:
@@ -215,7 +223,7 @@ def sentence(finding: Finding) -> str:
 
 
 def _table(screen: Screen, report: Report) -> None:
-    widths = (14, _CODE, 20, 22, 9, 4)
+    widths = (14, _CODE, 19, 24, 8, 4)
     titles = ("chapter", "code", "finding", "value", "kind", "s")
     rows: list[tuple[Sequence[str], str]] = [(titles, "bold")]
     for chapter, findings in report.chapters.items():
@@ -227,7 +235,7 @@ def _table(screen: Screen, report: Report) -> None:
             seconds = f"{finding.seconds:.1f}" if finding.seconds < 99 else f"{finding.seconds:.0f}"
             rows.append(((chapter if i == 0 else "", finding.code, finding.title, value, kind, seconds), ""))
     for cells, style in rows:
-        wrapped = [textwrap.wrap(c, w, break_on_hyphens=False) or [""] for c, w in zip(cells, widths, strict=True)]
+        wrapped = [wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
         for k in range(max(map(len, wrapped))):
             parts = [lines[k] if k < len(lines) else "" for lines in wrapped]
             padded = [p.ljust(w) for p, w in zip(parts[:-1], widths[:-1], strict=True)] + [parts[-1].rjust(widths[-1])]

@@ -100,8 +100,8 @@ class LipschitzBracket(Theorem):
     title = "Lipschitz bracket"
     chapter = "generalization"
     statement = (
-        r"$\max_k \|f(x_k+h v_k)-f(x_k-h v_k)\|/2h\;\le\;\mathrm{Lip}(f)\;\le\;\prod_i\|W_i\|_2$ for a chain; sums "
-        r"over the branches of a graph."
+        r"$\max_k \|f(x_k+h v_k)-f(x_k-h v_k)\|/2h\;\le\;\mathrm{Lip}(f)\;\le\;\prod_i\|W_i\|_2$ for a chain; "
+        r"sums over the branches of a graph."
     )
     reference = "virmaux2018lipschitz, sedghi2019singular"
     hypotheses = (REAL_INPUT, LIPSCHITZ_LAYERS)
@@ -156,4 +156,4 @@ class LipschitzBracket(Theorem):
         if bracket is None or not bracket.low > 0.0 or bracket.high < 10.0 * bracket.low:
             return ""
         ratio = format_number(bracket.high / bracket.low)
-        return f"the ends are a factor {ratio} apart: what rests on the upper one may be as pessimistic as that"
+        return f"the ends are a factor {ratio} apart, so what rests on the upper one may be that pessimistic"

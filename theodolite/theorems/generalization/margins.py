@@ -71,8 +71,8 @@ class Margins(Theorem):
     title = "Margins and radii"
     chapter = "generalization"
     statement = (
-        r"$m(x,y)=f_y(x)-\max_{j\ne y}f_j(x)$; $\;\min_{j\ne y}(f_y-f_j)(x)/\Lambda_{yj}\le r(x)\le\|\delta\|_2$ "
-        r"for every $\delta$ with $\arg\max f(x+\delta)\ne y$, "
+        r"$m(x,y)=f_y(x)-\max_{j\ne y}f_j(x)$; "
+        r"$\;\min_{j\ne y}(f_y-f_j)(x)/\Lambda_{yj}\le r(x)\le\|\delta\|_2$ for every $\delta$ with $\arg\max f(x+\delta)\ne y$, "
         r"$\Lambda_{yj}=\|(e_y-e_j)^\top W_L\|_2\,\mathrm{Lip}(f_{<L})$."
     )
     reference = "tsuzuku2018lipschitz, moosavi2016deepfool"

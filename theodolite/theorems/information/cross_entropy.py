@@ -58,9 +58,9 @@ class CrossEntropy(Theorem):
     chapter = "information"
     statement = (
         r"For every predictor $q$ fixed before the test data, $\mathbb E[-\log q(Y|X)] = H(Y|X) + "
-        r"\mathbb E_X \mathrm{KL}(p \| q) \ge H(Y|X)$. With $q$ mixed with the uniform distribution the loss is "
-        r"bounded, and by the empirical Bernstein inequality $H(Y|X) \le$ its test mean $+\, h$ with probability "
-        r"$1 - \delta$; hence $I(f(X);Y) \ge H(Y) - \mathbb E[-\log q]$."
+        r"\mathbb E_X \mathrm{KL}(p \| q) \ge H(Y|X)$. With $q$ mixed with the uniform distribution the "
+        r"loss is bounded, and by the empirical Bernstein inequality $H(Y|X) \le$ its test mean $+\, h$ with "
+        r"probability $1 - \delta$; hence $I(f(X);Y) \ge H(Y) - \mathbb E[-\log q]$."
     )
     reference = "maurer2009empirical"
     hypotheses = (CLASSIFICATION, TEST_SPLIT, IID)
@@ -77,7 +77,9 @@ class CrossEntropy(Theorem):
         upper = conditional_entropy_upper(mixed_log_loss(logits, y, floor), floor, part, classes)
         counts = np.bincount(y.numpy(), minlength=classes)
         lower = entropy_lower_bound(counts, part)
-        together = f"{n:,} test samples; all bounds of this finding hold together with {100 * (1 - DELTA):g} %"
+        together = (
+            f"{n:,} test samples; all bounds of this finding hold together with {100 * (1 - DELTA):g} %"
+        )
         everything = math.log(classes)
         return {
             "conditional_entropy": Value.bound(
@@ -99,7 +101,9 @@ class CrossEntropy(Theorem):
                 _mean_loss(subject, "test"), unit="nats", note=f"mean over the {n:,} test samples themselves"
             ),
             "train_cross_entropy": Value.exact(
-                _mean_loss(subject, "train"), unit="nats", note=f"mean over the {subject.n:,} training samples"
+                _mean_loss(subject, "train"),
+                unit="nats",
+                note=f"mean over the {subject.n:,} training samples",
             ),
             "test_label_entropy": Value.exact(
                 plug_in_entropy(counts), unit="nats", note="of the class frequencies among the test samples"
@@ -116,7 +120,9 @@ class CrossEntropy(Theorem):
         heights = [values[name].high for name in names.values()]
         if not all(map(math.isfinite, heights)):
             return None
-        return Chart("bars", {"nats": heights}, list(names), "", "nats", "cross-entropy, and entropy of labels")
+        return Chart(
+            "bars", {"nats": heights}, list(names), "", "nats", "cross-entropy, and entropy of labels"
+        )
 
     def advice(self, finding: Finding) -> str:
         """Return whether the probabilities are worse than class frequencies."""
@@ -125,8 +131,8 @@ class CrossEntropy(Theorem):
         loss, labels = finding.values["test_cross_entropy"].high, finding.values["test_label_entropy"].high
         if loss > labels:
             return (
-                f"the predicted probabilities cost {loss:.3g} nats on test data, more than the class frequencies "
-                f"alone ({labels:.3g}): calibrate them (temperature scaling on held-out data)"
+                f"the predicted probabilities cost {loss:.3g} nats on test data, the class frequencies alone "
+                f"{labels:.3g}: train longer or, if the error is small, calibrate (temperature scaling)"
             )
         return ""
 

@@ -58,7 +58,7 @@ class PositiveHomogeneity(Theorem):
             return ""
         layer, kind, why = witness["layer"], witness["layer_type"], witness["why"]
         name = f"'{layer}'" if layer else "the model's own forward"
-        if kind in _LOSS:
+        if kind in _LOSS and witness["final"]:
             return f"put the {kind} of {name} into the loss: up to there the network may be homogeneous"
         if "adds a bias" in why and "Norm" in kind:
             return f"{name}: fold the normalization into the layer before it, and drop the shift (its bias)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from theodolite.analysis.homogeneity_probes import scaled_parameters
 from theodolite.analysis.parallel_structure import Parallel, parallel_subnetworks
-from theodolite.theorems.base import Finding, Hypothesis, NotApplicable, Theorem, Verdict, by_structure
+from theodolite.theorems.base import Finding, Hypothesis, NotApplicable, Theorem, Verdict, by_number, by_structure
 from theodolite.theorems.hypotheses import (
     HAS_PARAMETERS,
     HOMOGENEOUS_PARAMETERS,
@@ -13,6 +13,8 @@ from theodolite.theorems.hypotheses import (
 )
 from theodolite.theorems.subject import Subject
 from theodolite.value import Value
+
+TOLERANCE = 1e-6  # of a degree that is known from probes alone
 
 
 def _structure(subject: Subject) -> Parallel:
@@ -31,9 +33,13 @@ def _is_parallel(subject: Subject) -> Verdict:
 
 
 def _positive_degree(subject: Subject) -> Verdict:
-    degree = homogeneity_of(subject, "parameters").degree
+    found = homogeneity_of(subject, "parameters")
+    degree = found.degree
     assert degree is not None  # the hypothesis before this one holds or is undecided with a degree
-    return by_structure(degree > 0.0, witness=degree, reason=f"the network has degree {degree:g} in its parameters")
+    reason = f"the network has degree {degree:g} in its parameters"
+    if not found.proved:
+        return by_number(TOLERANCE - degree, 0.0, witness=degree, reason=reason)
+    return by_structure(degree > 0.0, witness=degree, reason=reason)
 
 
 POSITIVE_DEGREE = Hypothesis("positive degree", "the degree in the parameters is positive", _positive_degree)

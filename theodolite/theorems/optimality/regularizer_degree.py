@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from theodolite.analysis.graph import Graph, Node
 from theodolite.analysis.unit_pairs import find_pairs
-from theodolite.theorems.base import Finding, Hypothesis, NotApplicable, Theorem, Verdict, by_structure
+from theodolite.theorems.base import Finding, Hypothesis, Theorem, Verdict, by_number, by_structure
 from theodolite.theorems.hypotheses import (
     HAS_PARAMETERS,
     HOMOGENEOUS_PARAMETERS,
@@ -20,32 +18,36 @@ from theodolite.theorems.subject import Subject
 from theodolite.value import Value, format_number
 
 DECAY_DEGREE = 2.0
+TOLERANCE = 1e-6  # of a degree that is known from probes alone
 _QUOTIENTS = frozenset("div divide true_divide addcdiv".split())
 _RECIPROCALS = frozenset("reciprocal rsqrt".split())
 
 
 def _degrees_match(subject: Subject) -> Verdict:
-    degree = homogeneity_of(subject, "parameters").degree
+    found = homogeneity_of(subject, "parameters")
+    degree = found.degree
     assert degree is not None  # the hypothesis before this one holds or is undecided with a degree
-    if math.isclose(degree, DECAY_DEGREE, rel_tol=1e-6):
-        return by_structure(True, witness=degree, reason="weight decay and the network have degree 2")
+    difference = abs(degree - DECAY_DEGREE)
+    if difference <= TOLERANCE:
+        reason = "weight decay and the network have degree 2"
+        if not found.proved:
+            return by_number(difference, TOLERANCE, witness=degree, reason=reason)
+        return by_structure(True, witness=degree, reason=reason)
     reason = f"weight decay has degree 2, the network {degree:g}"
-    if degree < DECAY_DEGREE:
+    condition = _zero_is_a_minimum(subject) if degree > DECAY_DEGREE and found.proved else None
+    if condition is None:
         linear = "; where the outputs are linear in the parameters the objective is convex without any theorem"
-        return by_structure(False, witness=degree, reason=reason + linear * (degree == 1.0))
-    zero = _zero_is_a_minimum(subject)
-    if not zero:
-        return by_structure(False, witness=degree, reason=reason)
+        return by_structure(False, witness={"degree": degree}, reason=reason + linear * (degree == 1.0))
     at_zero, here = _objectives(subject)
     compared = f"objective {format_number(at_zero)} there, {format_number(here)} at these weights"
     kind = "spurious" if here < at_zero else "strict"
     witness = {"degree": degree, "objective": here, "objective_at_zero": at_zero}
-    sentence = f"{reason}: W = 0 is a {kind} local minimum ({compared}{zero})"
+    sentence = f"{reason}: W = 0 is a {kind} local minimum ({compared}{condition})"
     return by_structure(False, witness=witness, reason=sentence)
 
 
 def _zero_is_a_minimum(subject: Subject) -> str | None:
-    """Return the condition, "" if none, under which W = 0 is a strict local minimum for degree p > 2.
+    """Return the condition ("" for none) under which W = 0 is a strict local minimum for degree p > 2.
 
     |f(w)| <= C |w|^p when f is bounded on the unit sphere, so that near zero the loss falls by
     at most a constant times |w|^p, less than the decay's w/2 |w|^2.  None when f may be unbounded there.

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from theodolite.analysis.hessian import NotDifferentiable
 from theodolite.theorems.base import Chart, Finding, NotApplicable, Theorem
+from theodolite.theorems.curvature import arithmetic, caveats, curvature, objective, probe
 from theodolite.theorems.hypotheses import HAS_PARAMETERS
-from theodolite.theorems.landscape.hessian_top import arithmetic, caveats, curvature, objective, probe
 from theodolite.theorems.subject import Subject
 from theodolite.value import Value
 
@@ -27,9 +27,9 @@ class Stationarity(Theorem):
     chapter = "optimality"
     statement = (
         r"At a local minimum of $L(W) + \frac{w}{2}\|W\|^2$ where it is twice differentiable, "
-        r"$\nabla L + wW = 0$, hence $\langle W_l, \nabla_l L\rangle + w\|W_l\|^2 = 0$ for each weight matrix (Euler's identity "
-        r"$\langle R, Z\rangle = \lambda\Theta$ of homogeneous networks, by layer), and the Hessian has no "
-        r"negative eigenvalue."
+        r"$\nabla L + wW = 0$, hence $\langle W_l, \nabla_l L\rangle + w\|W_l\|^2 = 0$ for each weight "
+        r"matrix (Euler's identity $\langle R, Z\rangle = \lambda\Theta$ of homogeneous networks), and the "
+        r"Hessian has no negative eigenvalue."
     )
     reference = "haeffele2015global"
     hypotheses = (HAS_PARAMETERS,)
