@@ -76,7 +76,9 @@ def test_dual_is_the_numerical_conjugate(which, scale, seed):
         Z = torch.from_numpy(z.reshape(loss.shape))
         return loss.value(Z) + float((Q * Z).sum()), (loss.gradient(Z) + Q).numpy().ravel()
 
-    found = minimize(negative, np.zeros(9), jac=True, method="L-BFGS-B", options={"gtol": 1e-10, "maxiter": 2000})
+    found = minimize(
+        negative, np.zeros(9), jac=True, method="L-BFGS-B", options={"gtol": 1e-10, "maxiter": 2000}
+    )
     assert loss.dual(Q) == pytest.approx(found.fun, rel=1e-7, abs=1e-9)
 
 

@@ -94,7 +94,10 @@ def test_a_negative_multiple_or_another_bias_is_no_duplicate():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("activation", "count"), [(nn.ReLU(), 2), (nn.LeakyReLU(0.2), 2), (nn.PReLU(), 2), (nn.Tanh(), 1), (nn.GELU(), 1)])
+@pytest.mark.parametrize(
+    ("activation", "count"),
+    [(nn.ReLU(), 2), (nn.LeakyReLU(0.2), 2), (nn.PReLU(), 2), (nn.Tanh(), 1), (nn.GELU(), 1)],
+)
 def test_multiples_are_duplicates_only_behind_a_homogeneous_activation(activation, count):
     model = dense(activation)
     first = model[0]
@@ -135,7 +138,11 @@ def test_silent_on_the_data_is_not_dead():
 @torch.no_grad()
 def test_dead_by_the_sign_of_everything_below():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    model = (
+        nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+        .double()
+        .eval()
+    )
     model[2].weight[1] = -model[2].weight[1].abs()
     model[2].bias[1] = -0.01
     check(model, x8(), {"dead": 1})
@@ -146,7 +153,11 @@ def test_dead_by_the_sign_of_everything_below():
 @torch.no_grad()
 def test_dead_because_the_activation_below_is_bounded():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    model = (
+        nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+        .double()
+        .eval()
+    )
     reach = float(model[2].weight[1].abs().sum())
     model[2].bias[1] = -1.001 * reach
     check(model, x8(), {"dead": 1})
@@ -156,7 +167,9 @@ def test_dead_because_the_activation_below_is_bounded():
 
 @torch.no_grad()
 def test_ranges_hold_for_every_input():
-    model = nn.Sequential(nn.Linear(64, 8), nn.ReLU6(), nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 4), nn.Softmax(1))
+    model = nn.Sequential(
+        nn.Linear(64, 8), nn.ReLU6(), nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 4), nn.Softmax(1)
+    )
     graph = trace(model.eval(), x8().float())
     ranges = value_ranges(graph)
 
@@ -222,7 +235,11 @@ def test_batch_norm_after_the_activation_is_not_merged():
 @torch.no_grad()
 def test_removal_goes_on_until_nothing_is_left_to_do():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
+    model = (
+        nn.Sequential(nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+        .double()
+        .eval()
+    )
     model[4].weight[:, 1] = 0.0
     model[2].weight[[0, 2, 3], 2] = 0.0  # unit 2 below feeds only the unused unit
     small = check(model, x8(), {"unused": 2})
@@ -295,8 +312,16 @@ def hooked() -> nn.Module:
         (Written(), "a", "forward depends on its width"),
         (Twice(), "a", "its units are read 2 times"),
         (nn.Sequential(Scaled(64, 8), nn.ReLU(), nn.Linear(8, 5)), "0", "is a Scaled, not an ordinary layer"),
-        (nn.Sequential(nn.Linear(64, 8), nn.Softmax(1), nn.Linear(8, 5)), "0", "does not keep its units apart"),
-        (nn.Sequential(nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, 5)), "0", "does not keep its units apart"),
+        (
+            nn.Sequential(nn.Linear(64, 8), nn.Softmax(1), nn.Linear(8, 5)),
+            "0",
+            "does not keep its units apart",
+        ),
+        (
+            nn.Sequential(nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, 5)),
+            "0",
+            "does not keep its units apart",
+        ),
         (hooked(), "0", "has hooks"),
     ],
 )

@@ -255,6 +255,15 @@ def test_products_that_hide_the_top_are_not_believed():
     assert largest_eigenvalue(hiding, 100, **options)[1] < 1.0
 
 
+def test_products_that_are_not_symmetric_are_noticed():
+    A = torch.diag(torch.tensor([1.0, *[0.5] * 49], dtype=torch.float64))
+    upper = torch.triu(torch.full((50, 50), 0.02, dtype=torch.float64), 1)
+    skewed = A + upper - upper.T
+    options = {"steps": 20, "delta": 0.01, "generator": start_generator(0)}
+    assert largest_eigenvalue(A.mv, 50, **options)[1] < 1.2
+    assert largest_eigenvalue(skewed.mv, 50, **options)[1] == math.inf
+
+
 def test_floor_bounds_what_is_negligible():
     # Products with errors of 1e-9 say nothing about eigenvalues of 1e-10, but 1e-4 is still certain.
     A = 1e-10 * torch.diag(torch.linspace(0, 1, 50, dtype=torch.float64))

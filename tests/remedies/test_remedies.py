@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fixtures import nets
+from scipy.stats import multinomial
 from torch import nn
 
 from theodolite import remedies
@@ -116,7 +117,9 @@ def test_only_the_head_changes():
 
 def test_a_solved_head_is_not_helped():
     outcome = ResolveHead().attempt(subject())
-    again = ResolveHead().attempt(Subject(outcome.model, *[t[:600] for t in builders.digits()], weight_decay=DECAY))
+    again = ResolveHead().attempt(
+        Subject(outcome.model, *[t[:600] for t in builders.digits()], weight_decay=DECAY)
+    )
     assert not again.helped
     assert abs(again.effects["objective_after"].value / again.effects["objective_before"].value - 1) < 1e-6
 
@@ -143,7 +146,10 @@ def test_random_labels_are_not_helped():
     assert outcome not in try_all(Subject(model, x[:400], y, weight_decay=1e-5))
 
 
-@pytest.mark.parametrize(("kind", "removed"), [("dense", {"dead": 1, "unused": 1, "duplicate": 1}), ("conv", {"dead": 1, "unused": 1, "duplicate": 1})])
+@pytest.mark.parametrize(
+    ("kind", "removed"),
+    [("dense", {"dead": 1, "unused": 1, "duplicate": 1}), ("conv", {"dead": 1, "unused": 1, "duplicate": 1})],
+)
 def test_remove_units_keeps_the_function(kind, removed):
     audited = subject(kind)
     outcome = RemoveUnits().attempt(audited)
@@ -195,7 +201,11 @@ def test_at_most_three_are_shown(monkeypatch):
         (lambda: subject(n=90), "resolve-head", "90 training samples are too few"),
         (lambda: subject(weight_decay=None), "resolve-head", "needs a weight decay > 0"),
         (lambda: builders.subject(nets.branching_net), "remove-units", "could not be traced"),
-        (lambda: builders.subject(nn.Sequential(builders.mlp(), nn.Softmax(1)), weight_decay=DECAY), "resolve-head", "'softmax' in layer '1'"),
+        (
+            lambda: builders.subject(nn.Sequential(builders.mlp(), nn.Softmax(1)), weight_decay=DECAY),
+            "resolve-head",
+            "'softmax' in layer '1'",
+        ),
         (lambda: builders.subject(), "remove-units", "no unit is dead"),
     ],
 )
@@ -207,7 +217,10 @@ def test_what_cannot_be_tried_says_why(build, name, reason):
         remedy.attempt(audited)
 
 
-@pytest.mark.parametrize("name", ["frozen_net", "double_net", "half_net", "residual_net", "tied_net", "recurrent_net", "no_parameters"])
+@pytest.mark.parametrize(
+    "name",
+    ["frozen_net", "double_net", "half_net", "residual_net", "tied_net", "recurrent_net", "no_parameters"],
+)
 def test_awkward_networks(name):
     x, y = builders.digits_pairs(150)["train"]
     model = getattr(nets, name)
@@ -262,16 +275,21 @@ def test_mean_interval_covers_at_its_rate():
     assert mean_difference(torch.zeros(30)).upper == 0.0
 
 
-@pytest.mark.parametrize(("spoiled", "corrected"), [(0.02, 0.05), (0.0, 0.03), (0.1, 0.1)])
+@pytest.mark.parametrize(
+    ("spoiled", "corrected"), [(0.02, 0.05), (0.0, 0.1), (0.1, 0.1), (0.3, 0.1), (0.0, 0.3)]
+)
 def test_rate_interval_covers_at_its_rate(spoiled, corrected):
-    generator = torch.Generator().manual_seed(1)
-    hits = 0
-    for _ in range(500):
-        u = torch.rand(80, generator=generator)
-        before, after = u < corrected, (u >= corrected) & (u < corrected + spoiled)
-        value = rate_difference(before, after)
-        hits += value.lower <= spoiled - corrected <= value.upper
-    assert hits >= 0.94 * 500
+    m, covered = 40, 0.0
+    for worse in range(m + 1):
+        for better in range(m + 1 - worse):
+            chance = multinomial.pmf(
+                [worse, better, m - worse - better], m, [spoiled, corrected, 1 - spoiled - corrected]
+            )
+            if chance > 1e-9:
+                row = torch.arange(m)
+                value = rate_difference(row < better, (row >= better) & (row < better + worse))
+                covered += chance * (value.lower <= spoiled - corrected <= value.upper)
+    assert 0.94 <= covered <= 1.0 + 1e-9
 
 
 def test_rate_interval_never_collapses():
@@ -291,7 +309,9 @@ def test_saved_files_give_the_same_outputs(kind, tmp_path):
         expected = outcome.model(x)
     outcome.save(tmp_path / "small.pt")
     state = torch.load(tmp_path / "small.pt", weights_only=True)
-    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in outcome.model.state_dict().items()}
+    assert {k: v.shape for k, v in state.items()} == {
+        k: v.shape for k, v in outcome.model.state_dict().items()
+    }
     outcome.save(str(tmp_path / "small.pt2"))
     program = torch.export.load(tmp_path / "small.pt2").module()
     with torch.no_grad():

@@ -92,7 +92,9 @@ def test_ridge_head_at_its_solution_has_no_gap():
     assert result.values["gap"].upper <= 1e-12
 
 
-@pytest.mark.parametrize("build", [lambda: builders.subject(weight_decay=DECAY), lambda: three_outputs(weight_decay=DECAY)])
+@pytest.mark.parametrize(
+    "build", [lambda: builders.subject(weight_decay=DECAY), lambda: three_outputs(weight_decay=DECAY)]
+)
 def test_no_training_of_the_head_goes_below_the_bound(build):
     subject = build()
     bound = finding(subject).values["optimum"].lower
@@ -103,7 +105,9 @@ def test_no_training_of_the_head_goes_below_the_bound(build):
     assert lowest >= bound
     loss = F.cross_entropy if subject.loss_name == "cross_entropy" else F.mse_loss
     y = subject.y if subject.loss_name == "cross_entropy" else subject.y.double()
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=300, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        head.parameters(), max_iter=300, tolerance_grad=1e-12, line_search_fn="strong_wolfe"
+    )
 
     def closure():
         optimizer.zero_grad()
@@ -181,7 +185,10 @@ def tied() -> Subject:
             lambda: builders.subject(nn.Sequential(builders.mlp(), nn.Softmax(1)), weight_decay=DECAY),
             r"'softmax' in layer '1' \(Softmax\), not from a linear layer",
         ),
-        (lambda: builders.subject(frozen_head(), weight_decay=DECAY), r"layer 'layers.4' \(Linear\) is frozen"),
+        (
+            lambda: builders.subject(frozen_head(), weight_decay=DECAY),
+            r"layer 'layers.4' \(Linear\) is frozen",
+        ),
         (tied, r"the weight of layer 'head' \(Linear\) is shared with layer 'embedding'"),
         (
             lambda: builders.regression_subject(weight_decay=DECAY, loss=F.huber_loss),

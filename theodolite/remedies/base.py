@@ -284,10 +284,10 @@ def mean_difference(differences: Tensor, where: str = "") -> Value:
 
 
 def rate_difference(before: Tensor, after: Tensor, where: str = "") -> Value:
-    """Return the change of a rate on matched pairs with its 95 % interval by Agresti and Min (2005).
+    """Return the change of a rate on matched pairs with its 95 % interval by Bonett and Price (2012).
 
-    Half a pair is added to each of the four cells, so that the interval does not collapse
-    when no pair is discordant.
+    One pair is added to each of the two discordant cells, so that the interval does not
+    collapse when there is none.
 
     Parameters
     ----------
@@ -298,10 +298,10 @@ def rate_difference(before: Tensor, after: Tensor, where: str = "") -> Value:
     """
     m = len(before)
     better, worse = int((before & ~after).sum()), int((after & ~before).sum())
-    n, up, down = m + 2.0, worse + 0.5, better + 0.5
+    n, up, down = m + 2.0, worse + 1.0, better + 1.0
     center = (up - down) / n
     half = float(norm.ppf(0.5 + CONFIDENCE / 2)) * math.sqrt(up + down - (up - down) ** 2 / n) / n
-    note = f"{better} corrected, {worse} spoiled; matched pairs, Agresti-Min interval; {where}"
+    note = f"{better} corrected, {worse} spoiled; matched pairs, Bonett-Price interval; {where}"
     low, high = max(center - half, -1.0), min(center + half, 1.0)
     return Value.estimate((worse - better) / m, low, high, confidence=CONFIDENCE, note=note)
 
