@@ -101,3 +101,19 @@ def constant_net() -> nn.Module:
 
     torch.manual_seed(0)
     return Signs()
+
+
+def squaring_net() -> nn.Module:
+    """A network whose output is squared: no global Lipschitz constant."""
+
+    class Squaring(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.head(x)
+            return y * y
+
+    torch.manual_seed(0)
+    return Squaring()

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from builders import (
+    bare_subject,
+    constant_net,
+    conv_net,
+    mlp,
+    regression_subject,
+    squaring_net,
+    subject,
+    tokens_subject,
+)
 from torch import nn
 
-from builders import constant_net, conv_net, mlp, regression_subject, subject, tokens_subject
 from theodolite.theorems.subject import Subject
 
 Builder = Callable[[], Subject]
@@ -18,7 +27,7 @@ HYPOTHESES: dict[str, tuple[Builder, Builder]] = {
     "test split": (subject, lambda: subject(test=False)),
     "weight decay > 0": (lambda: subject(weight_decay=1e-3), lambda: subject(weight_decay=0.0)),
     "has parameters": (subject, lambda: subject(nn.Sequential(nn.Identity()))),
-    "piecewise linear": (conv_net_subject := lambda: subject(conv_net()), lambda: subject(nn.Sequential(mlp(), nn.Sigmoid()))),
+    "piecewise linear": (lambda: subject(conv_net()), lambda: subject(nn.Sequential(mlp(), nn.Sigmoid()))),
     "positively homogeneous in the parameters": (subject, lambda: subject(mlp(bias=True))),
     "positively homogeneous in the input": (subject, lambda: subject(mlp(bias=True))),
     "positive degree": (subject, lambda: subject(constant_net())),
@@ -26,6 +35,9 @@ HYPOTHESES: dict[str, tuple[Builder, Builder]] = {
     "degrees match": (lambda: subject(mlp(64, 16, 10), weight_decay=1e-3), lambda: subject(weight_decay=1e-3)),
     "homogeneous hidden units": (subject, lambda: subject(mlp(64, 10))),
     "linear last layer": (subject, lambda: subject(nn.Sequential(mlp(), nn.Softmax(1)))),
+    "ReLU network": (subject, lambda: subject(nn.Sequential(mlp(), nn.Sigmoid()))),
+    "globally Lipschitz layers": (subject, lambda: subject(squaring_net())),
+    "has weight layers": (subject, bare_subject),
     "convex loss with a known dual": (subject, lambda: regression_subject(loss=nn.functional.huber_loss)),
 }
 
@@ -40,5 +52,17 @@ THEOREMS: dict[str, Builder] = {
     "INF001": subject,
     "SPA001": subject,
     "SPA002": subject,
+    "GEN003": subject,
+    "GEN004": subject,
+    "GEN005": subject,
+    "GEN006": subject,
     "OPT004": lambda: subject(weight_decay=1e-3),
+    "STA001": lambda: subject(conv_net()),
+    "GEN001": subject,
+    "GEN002": subject,
+    "GEN003": subject,
+    "GEN004": subject,
+    "GEN005": subject,
+    "GEN006": subject,
+    "APP001": subject,
 }

@@ -277,11 +277,10 @@ def explain(code: str) -> None:
     CODE is one of those that `theodolite list` shows, such as GEN003.
     """
     from theodolite.auditing.explain import explanation
-    from theodolite.auditing.run import codes
-
-    with refusals():
-        known = _all_codes()
-        (found,) = codes("CODE", [code.upper()], known) or [""]
+    from theodolite.auditing.run import unknown_code
     from theodolite.theorems import BY_CODE
 
-    click.echo(explanation(BY_CODE[found]))
+    theorem = BY_CODE.get(code.upper())
+    if theorem is None:
+        raise Refusal(f"CODE: {unknown_code(code, list(BY_CODE))}")
+    click.echo(explanation(theorem))

@@ -14,7 +14,12 @@ from theodolite.analysis.hessian import SampleCost, TrainingObjective
 def bounds_of(matrix: Tensor, steps: int, seed: int = 0, dtype: torch.dtype = torch.float64, **options):  # type: ignore[no-untyped-def]
     generator = torch.Generator().manual_seed(seed)
     return ritz_bounds(
-        lambda v: (matrix @ v.double()).to(v), len(matrix), steps=steps, generator=generator, dtype=dtype, **options
+        lambda v: (matrix @ v.double()).to(v),
+        len(matrix),
+        steps=steps,
+        generator=generator,
+        dtype=dtype,
+        **options,
     )
 
 

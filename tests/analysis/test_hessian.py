@@ -36,7 +36,9 @@ def test_the_oracles_agree():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)).double()
     value, point = objective_of(model, x, y, F.cross_entropy, 0.1)
-    torch.testing.assert_close(dense_hessian(value, point), difference_hessian(value, point), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        dense_hessian(value, point), difference_hessian(value, point), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("make", [smooth_net, relu_net])
@@ -142,7 +144,9 @@ def test_a_loss_that_is_linear_in_the_parameters_has_no_curvature():
     x, y = data()
     model = nn.Linear(4, 3, bias=False).double()
     objective = TrainingObjective(model, x, y, lambda output, target: output.mean())
-    torch.testing.assert_close(objective.product(torch.ones(12, dtype=torch.float64)), torch.zeros(12).double())
+    torch.testing.assert_close(
+        objective.product(torch.ones(12, dtype=torch.float64)), torch.zeros(12).double()
+    )
 
 
 def test_a_loss_without_a_gradient_is_refused():

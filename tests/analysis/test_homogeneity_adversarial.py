@@ -209,7 +209,7 @@ def broken(graph: Graph, x: Tensor, wrt: str) -> tuple[list[str], Counter[str], 
     return false, moving, proofs
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_no_false_proof(seed):
     torch.manual_seed(seed)
     x = torch.randn(3, C, D, dtype=torch.float64)

@@ -45,7 +45,7 @@ class LayerDefect:
     lattice : tuple of bool
         For each shift whether structure could prove the defect zero.
     increase : float
-        Mean defect above that of the layers before it, over the shifts counted.
+        Mean defect above that of the nearest layers before it, at the shifts that count.
     proved : bool
         Whether the operations up to here prove equivariance on the lattice.
     """
@@ -60,8 +60,7 @@ class LayerDefect:
     @property
     def counted(self) -> Tensor:
         """The defects on the lattice, or at every shift where none of the shifts is on it."""
-        rows = torch.tensor(self.lattice) if any(self.lattice) else ~self.defects.isnan().any(1)
-        return self.defects[rows]
+        return self.defects[_counted(self.defects, self.lattice)]
 
 
 @dataclass(frozen=True)
@@ -128,6 +127,19 @@ class Action:
         result = torch.empty_like(x).flatten(1)
         result[:, self.places.flatten()] = x.flatten(1)[:, moved]
         return result.view_as(x)
+
+    def default_shifts(self) -> list[Shift]:
+        """Return shifts along one axis at a time: powers of two, and each layer's smallest provable ones."""
+        shifts: list[Shift] = []
+        layouts = [step.layout for step in self.steps.values() if isinstance(step.layout, Layout)]
+        for axis, size in enumerate(self.sizes):
+            periods = {layout.period[axis] for layout in layouts if layout.period[axis] < size}
+            coarsest = max(periods, default=1)
+            powers = {2**k for k in range(size.bit_length()) if 2**k <= max(coarsest, 4)}
+            middle = coarsest * max(1, size // (2 * coarsest))
+            pixels = sorted(c for c in powers | periods | {middle} if c < size)
+            shifts += [tuple(c if a == axis else 0 for a in range(len(self.sizes))) for c in pixels]
+        return shifts
 
 
 def translation_action(graph: Graph, x: Tensor) -> Action | None:
@@ -254,7 +266,7 @@ def measure(
     action : Action
         From :func:`translation_action`.
     shifts : list of tuple of int, optional
-        Pixels along each axis; :func:`default_shifts` if None.
+        Pixels along each axis; the action's default if None.
     cost : Cost, optional
         Of a forward pass, if known.
 
@@ -264,7 +276,7 @@ def measure(
         Computed in float64 where the graph allows it.
     """
     cost = cost or forward_cost(graph, x)
-    shifts = default_shifts(action) if shifts is None else shifts
+    shifts = action.default_shifts() if shifts is None else shifts
     layers = named_layers(graph, action.steps)
     options, exact = _float64(graph, x)
     x = x.double() if exact else x
@@ -293,10 +305,11 @@ def measure(
                 node.where,
                 defects[node],
                 _lattice(action.steps[node].layout, shifts),
-                _increase(node, defects, action, shifts),
+                _increase(node, defects, _lattice(action.steps[node].layout, shifts)),
                 node not in blamed,
             )
             for node, name in layers.items()
+            if not bool(defects[node].isnan().all())
         ],
         shifts=shifts,
         n=len(x),
@@ -306,20 +319,6 @@ def measure(
         sizes=action.sizes,
         exact=exact,
     )
-
-
-def default_shifts(action: Action) -> list[Shift]:
-    """Return shifts along one axis at a time: powers of two, and each layer's smallest provable shifts."""
-    shifts: list[Shift] = []
-    layouts = [step.layout for step in action.steps.values() if isinstance(step.layout, Layout)]
-    for axis, size in enumerate(action.sizes):
-        periods = {layout.period[axis] for layout in layouts if layout.period[axis] < size}
-        coarsest = max(periods, default=1)
-        powers = {2**k for k in range(size.bit_length()) if 2**k <= max(coarsest, 4)}
-        middle = coarsest * max(1, size // (2 * coarsest))
-        pixels = sorted(c for c in powers | periods | {middle} if c < size)
-        shifts += [tuple(c if a == axis else 0 for a in range(len(action.sizes))) for c in pixels]
-    return shifts
 
 
 def named_layers(graph: Graph, steps: dict[Node, Step]) -> dict[Node, str]:
@@ -399,17 +398,19 @@ def _moved(value: Tensor, layout: Layout, moves: dict[int, int]) -> Tensor:
     return value
 
 
-def _increase(node: Node, defects: dict[Node, Tensor], action: Action, shifts: list[Shift]) -> float:
-    """Return the mean defect minus the largest of the nearest layers before, over the lattice's shifts."""
-    rows = torch.tensor(_lattice(action.steps[node].layout, shifts))
-    if not bool(rows.any()):
-        return math.nan
+def _counted(defects: Tensor, lattice: Sequence[bool]) -> Tensor:
+    """Return which shifts count for a layer: those on its lattice, or all that act on it if none is."""
+    return torch.tensor(lattice) if any(lattice) else ~defects.isnan().any(1)
+
+
+def _increase(node: Node, defects: dict[Node, Tensor], lattice: tuple[bool, ...]) -> float:
+    """Return the mean defect minus the largest of the nearest layers before, at the shifts that count."""
+    rows = _counted(defects[node], lattice)
     before = 0.0
     for source in _measured_before(node, defects):
         earlier = defects[source][rows]
-        before = max(
-            before, float(earlier[~earlier.isnan()].mean()) if bool((~earlier.isnan()).any()) else 0.0
-        )
+        seen = earlier[~earlier.isnan()]
+        before = max(before, float(seen.mean()) if len(seen) else 0.0)
     return float(defects[node][rows].mean()) - before
 
 

@@ -227,6 +227,9 @@ class Graph:
             for source in node.inputs:
                 readers[source] = readers.get(source, 0) + 1
         env: dict[Node, Any] = {}
+        # a getitem on such an operation reads a by-product (where the maxima are, say)
+        split = {n.args[0] for n in self.nodes if n.op == "getitem" and n.args[0].op in _FIRST_OUTPUT}
+        by_products: dict[Node, Any] = {}
         for node in self.nodes:
             if node.op == "input":
                 env[node] = x
@@ -236,10 +239,14 @@ class Graph:
                 args, kwargs = _fill(node.args, env), _fill(node.kwargs, env)
                 if node.op in handlers:
                     result = handlers[node.op](node, *args, **kwargs)
+                elif node.op == "getitem" and node.args[0] in by_products:
+                    result = by_products[node.args[0]][node.args[1]]
                 else:
                     assert node.function is not None
                     result = node.function(*args, **kwargs)
                     if node.op in _FIRST_OUTPUT:
+                        if node in split:
+                            by_products[node] = result
                         result = result[0]
                 env[node] = result
                 if observe is not None:

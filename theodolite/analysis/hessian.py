@@ -142,7 +142,7 @@ class TrainingObjective:
         Raises
         ------
         NotDifferentiable
-            If autograd sees no dependence of the loss on the parameters.
+            If autograd sees no dependence of the loss on the parameters, or the gradient is not finite.
         """
         total = torch.zeros(self.size, dtype=torch.float64, device=self.x.device)
         done = 0
@@ -154,7 +154,7 @@ class TrainingObjective:
                 done += len(x)
                 if progress is not None:
                     progress(done, len(self.x))
-        return total
+        return _finite(total, "the gradient of the loss")
 
     def retain(self) -> None:
         """Keep the gradient's graph of all the data, so that a product costs about one gradient."""
@@ -171,7 +171,8 @@ class TrainingObjective:
         Raises
         ------
         NotDifferentiable
-            If the model contains an operation without a second derivative in autograd.
+            If the model contains an operation without a second derivative in autograd, or one
+            that is not finite.
         """
         return self.products(vector[None])[0]
 
@@ -185,7 +186,7 @@ class TrainingObjective:
             else:
                 for x, y in self._batches():
                     self._accumulate(self._gradient_graph(x, y), vectors, result)
-        return result
+        return _finite(result, "the second derivative of the loss")
 
     def _accumulate(self, graph: tuple[Tensor, ...], vectors: Tensor, result: Tensor) -> None:
         parameters = list(self.parameters.values())
@@ -280,6 +281,12 @@ def _kept_numbers(objective: TrainingObjective, rows: int) -> int:
         count = sum(kept.values())
         del graph  # held until here, so that no storage was used twice
         return count
+
+
+def _finite(result: Tensor, what: str) -> Tensor:
+    if not bool(torch.isfinite(result).all()):
+        raise NotDifferentiable(f"{what} is not finite at these weights")
+    return result
 
 
 def _first_line(error: Exception) -> str:

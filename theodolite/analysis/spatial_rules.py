@@ -96,14 +96,17 @@ def _pointwise(trace: Trace, node: Node, layouts: dict[Node, Layout]) -> Step:
     result, fault = _merged(list(layouts.values()))
     labels: list[Label] = []
     for d in range(rank):
-        seen: set[Label] = set()
+        seen: dict[Label, Label] = {}
         for source, layout in layouts.items():
             at = d - rank + len(layout.labels)
             if at >= 0 and (trace.shapes[source][at] == shape[d] or layout.labels[at] == (BATCH,)):
-                seen.add(layout.labels[at])
+                label = layout.labels[at]
+                seen.setdefault(label and tuple(min(axis, FREE) for axis in label), label)
         if len(seen) > 1:
             fault = fault or "combines positions with what has none"
-        labels.append(None if None in seen else max(seen, key=lambda label: len(label or ()), default=()))
+        labels.append(
+            None if None in seen else max(seen.values(), key=lambda label: len(label or ()), default=())
+        )
     for constant in node.inputs:
         sizes = trace.shapes.get(constant)
         if constant in layouts or sizes is None:

@@ -13,6 +13,11 @@ _COSTS = {
     "slow": "slow (leave it out with --skip)",
     "training": "trains networks (runs only when asked for with --only)",
 }
+_CHANGES = {
+    "rescaling": "rescaling hidden units",
+    "permutation": "permuting hidden units",
+    "dead units": "adding units that feed nothing",
+}
 
 
 def explanation(theorem: type[Theorem]) -> str:
@@ -37,7 +42,8 @@ def explanation(theorem: type[Theorem]) -> str:
         lines += _indented(f"- {hypothesis.statement} ({how}{about})", 2)
     lines += ["", f"COST   {_COSTS[theorem.cost]}"]
     if theorem.invariant:
-        lines += wrap(f"SAME   after {', '.join(sorted(theorem.invariant))} of hidden units", WIDTH, 7)
+        changes = ", ".join(words for change, words in _CHANGES.items() if change in theorem.invariant)
+        lines += wrap(f"SAME   after {changes}", WIDTH, 7)
     lines += ["", "SOURCE"]
     for reference in references.resolve(theorem.reference):
         lines += _indented(" ".join(filter(None, (reference.text, reference.url))))

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from theodolite.analysis.curvature import BASIS_BYTES, RitzBounds, check_derivatives, plan, ritz_bounds
+from theodolite.analysis.curvature import (
+    BASIS_BYTES,
+    RitzBounds,
+    check_derivatives,
+    plan,
+    resolves,
+    ritz_bounds,
+)
 from theodolite.analysis.hessian import NotDifferentiable, SampleCost, TrainingObjective, sample_cost
 from theodolite.theorems.base import NotApplicable
 from theodolite.theorems.subject import Subject
@@ -100,13 +107,10 @@ def _in_double(subject: Subject, x: Tensor, y: Tensor) -> TrainingObjective | No
         return None  # what TorchScript has specialized for float32 stays in float32
     try:
         double = objective(subject, x, y, torch.float64)
-        double.value()
-    except (
-        RuntimeError,
-        TypeError,
-    ):  # a constant of another dtype in forward or loss, a device without float64
-        return None
-    return double
+        # a model that rounds to float32 inside runs in float64 without being more exact
+        return double if resolves(double, subject.generator("hessian/direction")) else None
+    except (RuntimeError, TypeError):
+        return None  # a constant of another dtype in forward or loss, or a device without float64
 
 
 def curvature(subject: Subject) -> Curvature:

@@ -45,7 +45,7 @@ class ActivationRegions(Theorem):
         r"On a segment $x(t)=(1-t)x_i+t\,x_j$ a piecewise linear network is affine between finitely many "
         r"breakpoints; through layers of $n_l$ ReLU units it crosses at most $\prod_l (n_l+1)$ regions."
     )
-    reference = "serra2018, montufar2014"
+    reference = "serra2018bounding, montufar2014regions"
     hypotheses = (REAL_INPUT, PIECEWISE_LINEAR_NET)
     invariant = frozenset({"rescaling", "permutation"})
     sensitive = frozenset({"dead units"})

@@ -37,7 +37,7 @@ class GeneralizationGap(Theorem):
         r"$R(f)-\hat R_S(f)$, with $R$ the population's error and $\hat R_S$ that of the training sample; "
         r"the test error is an unbiased estimate of $R(f)$."
     )
-    reference = "clopper1934, hall1992"
+    reference = "clopper1934interval, hall1992skewness"
     hypotheses = (TEST_SPLIT, IID)
     invariant = frozenset({"rescaling", "permutation", "dead units"})
 

@@ -30,7 +30,7 @@ class HeldOutBound(Theorem):
         r"With $k$ errors on $m$ independent draws that served no choice, with probability at least "
         r"$1-\delta$: $R(f) \le \mathrm{Beta}^{-1}(1-\delta;\, k+1,\, m-k)$, and $R(f)\le 1$ if $k=m$."
     )
-    reference = "clopper1934, langford2005"
+    reference = "clopper1934interval, langford2005tutorial"
     hypotheses = (CLASSIFICATION, TEST_SPLIT, IID)
     invariant = frozenset({"rescaling", "permutation", "dead units"})
 

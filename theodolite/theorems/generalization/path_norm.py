@@ -60,7 +60,8 @@ class PathNorm(Theorem):
         two, one = _sums(subject, 2.0), _sums(subject, 1.0)
         note = "biases are edges from a constant 1"
         if two.folded:
-            note += f"; {len(two.folded)} batch normalizations folded into edges"
+            many = len(two.folded) > 1
+            note += f"; {len(two.folded)} batch normalization{'s' * many} folded into edges"
         if two.stripped:
             note += f"; up to the logits, before the final '{two.stripped}'"
         return {"path_norm": _noted(path_value(two), note), "path_norm_1": _noted(path_value(one), note)}

@@ -98,9 +98,9 @@ def _coverage(subject: Subject, layers: list[LinearLayer]) -> str:
     folded = sum(bool(layer.folded) for layer in layers)
     counted = frozenset().union(*(layer.parameters for layer in layers))
     rest = [name for name, p in subject.model.named_parameters() if p.ndim > 1 and name not in counted]
-    parts = [f"{len(layers)} weight layers"]
+    parts = [f"{len(layers)} weight layer{'s' * (len(layers) > 1)}"]
     if folded:
-        parts.append(f"{folded} batch normalizations folded in")
+        parts.append(f"{folded} batch normalization{'s' * (folded > 1)} folded in")
     if rest:
         parts.append(f"without {rest[0]}" + (f" and {len(rest) - 1} more" if len(rest) > 1 else ""))
     return "; ".join(parts)

@@ -110,7 +110,9 @@ def _describe(
     if rows is None:
         parts["coherence"][name] = Value.exact(result.mu, witness=witness, note="; ".join(notes))
         parts["tolerated_sparsity"][name] = Value.exact(tolerated, unit="nonzeros", note=few)
-        parts["welch"][name] = Value.exact(result.welch, note="no filters of this number and shape have a smaller coherence")
+        parts["welch"][name] = Value.exact(
+            result.welch, note="no filters of this number and shape have a smaller coherence"
+        )
     else:
         notes.append(f"from {len(rows):,} of {filters:,} filters")
         parts["coherence"][name] = Value.bound(lower=result.mu, witness=witness, note="; ".join(notes))
