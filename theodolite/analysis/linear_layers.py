@@ -222,7 +222,7 @@ class _Operation:
 
     @property
     def groups(self) -> int:
-        return int(self.setting(4 if self.transposed else 3)) if self.weight.ndim > 2 else 1
+        return int(self.setting(3)) if self.weight.ndim > 2 else 1
 
     def layer(self, name: str, norm: Node | None, constants: Constants) -> LinearLayer:
         weight, bias = self.weight, self.bias
@@ -267,7 +267,7 @@ class _Operation:
         assert self.node.shape is not None
         sizes = self.source.shape[-axes:]
         stride = per_axis(self.setting(0), axes)
-        dilation = per_axis(self.setting(5 if self.transposed else 2), axes)
+        dilation = per_axis(self.setting(4 if self.transposed else 2), axes)
         padding = _padding(self.setting(1, 0), weight.shape[2:], dilation)
         if self.transposed:  # the adjoint of the convolution that maps its output to its input
             out = self.node.shape[-axes:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from html import escape
@@ -68,6 +69,10 @@ def draw(chart: Chart, key: str) -> str:
         ``<svg role="img">`` with a title and a description; "" when nothing can be drawn.
     """
     series = {name: [float(number) for number in numbers] for name, numbers in chart.series.items()}
+    if chart.kind != "histogram":  # what belongs together is drawn together
+        n = min([len(numbers) for numbers in series.values()] + ([len(chart.labels)] if chart.labels else []), default=0)
+        chart = dataclasses.replace(chart, labels=chart.labels[:n])
+        series = {name: numbers[:n] for name, numbers in series.items()}
     finite = [number for numbers in series.values() for number in numbers if math.isfinite(number)]
     if not finite:
         return ""
@@ -152,7 +157,9 @@ def _histogram(chart: Chart, series: dict[str, list[float]]) -> tuple[str, float
     finite = {name: [n for n in numbers if math.isfinite(n)] for name, numbers in series.items()}
     together = [n for numbers in finite.values() for n in numbers]
     low, high = min(together), max(together)
-    width = (high - low) / _BINS or 1.0
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    width = (high - low) / _BINS
     counts = {name: [0] * _BINS for name in finite}
     for name, numbers in finite.items():
         for number in numbers:
@@ -219,12 +226,14 @@ def _rows(chart: Chart, series: dict[str, list[float]]) -> tuple[str, float]:
     return "".join(parts), bottom + (34 if flipped.x_label else 20)
 
 
-def _interval(axis: _Axis, low: float, high: float, at: float, tip: str, *, horizontal: bool) -> str:
+def _interval(
+    axis: _Axis, low: float, high: float, at: float, tip: str, *, horizontal: bool, radius: float = 2.4
+) -> str:
     ends = [axis(n) if math.isfinite(n) else (axis.start if n < 0 else axis.end) for n in (low, high)]
     points = [(e, at) if horizontal else (at, e) for e in ends]
     line = _rule(*points[0], *points[1], "range")
     dots = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" class="s{k + 1}"/>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" class="s{k + 1}"/>'
         for k, ((x, y), number) in enumerate(zip(points, (low, high), strict=True))
         if math.isfinite(number)
     )
@@ -247,7 +256,8 @@ def _columns(chart: Chart, series: dict[str, list[float]]) -> tuple[str, float]:
     for i in range(n):
         left, tip = _LEFT + step * i, chart.labels[i] if i < len(chart.labels) else f"{i + 1}"
         if chart.kind == "intervals" and len(columns) == 2:
-            parts.append(_interval(y, columns[0][i], columns[1][i], left + step / 2, tip, horizontal=False))
+            ends = columns[0][i], columns[1][i]
+            parts.append(_interval(y, *ends, left + step / 2, tip, horizontal=False, radius=min(2.4, 0.5 + step / 3)))
             continue
         share = step * 0.8 / len(columns)
         for k, numbers in enumerate(columns):

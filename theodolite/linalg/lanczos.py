@@ -242,7 +242,8 @@ def lanczos(
         alpha[j], beta[j], done = a, norm, j + 1
         scale = max(scale, abs(a), norm)
         breakdown = norm <= negligible * scale or done == n
-        if tol is not None or callback is not None:
+        # The eigenproblem of step k costs k^3: without a callback it is solved ever more rarely.
+        if callback is not None or (tol is not None and done % (1 + done // 10) == 0):
             values, residuals = _ritz(alpha[:done], beta[:done])
             ends = {"largest": [-1], "smallest": [0], "both": [0, -1]}[which]
             close = tol is not None and float(residuals[ends].max()) <= tol * float(values.abs().max())
@@ -255,12 +256,18 @@ def lanczos(
     return LanczosResult(values, residuals, alpha, beta, basis[:done], work, breakdown)
 
 
+# Long vectors are handled in chunks: float32 sums over all of a million parameters would lose the
+# orthogonality, and a float64 copy would cost as much as two basis rows.
+
+
 def _project_out(vector: Tensor, rows: Tensor) -> None:
-    vector.addmv_(rows.T, rows @ vector, alpha=-1.0)
+    pieces = list(zip(rows.split(_CHUNK, 1), vector.split(_CHUNK), strict=True))
+    coefficients = sum((r @ x).double() for r, x in pieces).to(vector.dtype)
+    for r, x in pieces:
+        x.addmv_(r.T, coefficients, alpha=-1.0)
 
 
 def _dot(x: Tensor, y: Tensor) -> float:
-    # In chunks: a float64 copy of an 11-million-parameter vector would cost as much as a basis row.
     pairs = zip(x.split(_CHUNK), y.split(_CHUNK), strict=True)
     return float(sum(torch.dot(a.double(), b.double()) for a, b in pairs))
 
