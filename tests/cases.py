@@ -32,7 +32,10 @@ HYPOTHESES: dict[str, tuple[Builder, Builder]] = {
     "positively homogeneous in the input": (subject, lambda: subject(mlp(bias=True))),
     "positive degree": (subject, lambda: subject(constant_net())),
     "parallel subnetworks": (lambda: subject(mlp(64, 16, 10)), subject),
-    "degrees match": (lambda: subject(mlp(64, 16, 10), weight_decay=1e-3), lambda: subject(weight_decay=1e-3)),
+    "degrees match": (
+        lambda: subject(mlp(64, 16, 10), weight_decay=1e-3),
+        lambda: subject(weight_decay=1e-3),
+    ),
     "homogeneous hidden units": (subject, lambda: subject(mlp(64, 10))),
     "linear last layer": (subject, lambda: subject(nn.Sequential(mlp(), nn.Softmax(1)))),
     "ReLU network": (subject, lambda: subject(nn.Sequential(mlp(), nn.Sigmoid()))),

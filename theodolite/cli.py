@@ -73,7 +73,9 @@ def main() -> None:
 @click.option("--fail-on", metavar="GATE", multiple=True, help="Exit with 1 unless the finding CODE is certified or conditional, or when a comparison such as 'GEN003.path_norm.upper > 50' is true. May be repeated.")  # fmt: skip
 @click.option("--only", metavar="CODES", multiple=True, help="Run these theorems alone, as in OPT001,GEN003.")
 @click.option("--skip", metavar="CODES", multiple=True, help="Leave these theorems out.")
-@click.option("--try/--no-try", "remedies", default=True, help="Whether to try remedies on a copy of the model.")
+@click.option(
+    "--try/--no-try", "remedies", default=True, help="Whether to try remedies on a copy of the model."
+)
 @click.option("--save", metavar="FILE", help="Write the model that the best remedy made: .pt for its weights, .pt2 for its program.")  # fmt: skip
 @click.option("--budget", metavar="TIME", help="Begin nothing new after this time: 60s, 5m, 1h.")
 @click.option("--device", metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, mps.")
@@ -116,11 +118,17 @@ def _audit(model: str | None, options: dict[str, Any]) -> int:
         raise Refusal("--data: expected the data to audit the model on, for instance --data digits")
     with ExitStack() as stack:
         bar = stack.enter_context(Bar())
-        report = _bundled(options, settings, chosen, bar) if model is None else _user(model, options, settings, chosen, bar)
+        report = (
+            _bundled(options, settings, chosen, bar)
+            if model is None
+            else _user(model, options, settings, chosen, bar)
+        )
     return _deliver(report, options, wanted)
 
 
-def _user(model: str, options: dict[str, Any], settings: dict[str, Any], chosen: list[tuple[Theorem, str]], bar: Bar) -> Report:
+def _user(
+    model: str, options: dict[str, Any], settings: dict[str, Any], chosen: list[tuple[Theorem, str]], bar: Bar
+) -> Report:
     from theodolite.auditing import data, load, run
 
     loaded = data.load(options["data"], seed=settings["seed"])
@@ -129,11 +137,15 @@ def _user(model: str, options: dict[str, Any], settings: dict[str, Any], chosen:
         return run.conduct(network, loaded, theorems=chosen, name=model, progress=bar, **settings)
 
 
-def _bundled(options: dict[str, Any], settings: dict[str, Any], chosen: list[tuple[Theorem, str]], bar: Bar) -> Report:
+def _bundled(
+    options: dict[str, Any], settings: dict[str, Any], chosen: list[tuple[Theorem, str]], bar: Bar
+) -> Report:
     from theodolite.auditing import bundled, data, run
 
     if options["data"] not in (None, "digits"):
-        raise Refusal("MODEL: expected a model for these data; without one the bundled network is trained on digits")
+        raise Refusal(
+            "MODEL: expected a model for these data; without one the bundled network is trained on digits"
+        )
     if settings["loss"] not in (None, "cross_entropy"):
         raise Refusal(f"--loss: the bundled network is trained with cross_entropy, got {settings['loss']!r}")
     if settings["weight_decay"] is None:

@@ -53,7 +53,9 @@ def branches(equal: bool) -> nn.Module:
     def run(self: Apply, x: Tensor) -> Tensor:
         return self.parts[2](torch.cat([self.parts[0](x), self.parts[1](x)], 1))
 
-    return Apply(run, chain(lin(), nn.ReLU(), lin()), chain(lin(), nn.ReLU(), lin()) if equal else lin(), lin(2 * D, 3))
+    return Apply(
+        run, chain(lin(), nn.ReLU(), lin()), chain(lin(), nn.ReLU(), lin()) if equal else lin(), lin(2 * D, 3)
+    )
 
 
 def attention(linear: bool) -> nn.Module:
@@ -205,7 +207,12 @@ def test_the_witness_names_the_layer_the_factor_and_the_sample():
     value = degree(model, x)
     assert (value.value, value.kind) == (None, "exact")
     witness = value.witness
-    assert (witness["layer"], witness["layer_type"], witness["alpha"], witness["expected"]) == ("5", "Sigmoid", 2.0, 8.0)
+    assert (witness["layer"], witness["layer_type"], witness["alpha"], witness["expected"]) == (
+        "5",
+        "Sigmoid",
+        2.0,
+        8.0,
+    )
     row = witness["sample"]
     twice = torch.func.functional_call(model, {k: 2 * p for k, p in model.named_parameters()}, (x,))
     ratio = (twice[row, witness["output"]] / model(x)[row, witness["output"]]).item()
@@ -270,7 +277,9 @@ def test_untraceable_models_are_refuted_by_probes_and_a_suspect_is_named():
     assert refuted.refuted
     assert refuted.witness["layer"] == "parts.1"
     assert "cannot be traced" in refuted.reason
-    assert analyse(Branching(lin(), lin(bias=True)).double(), x, wrt="parameters").witness["layer"] == "parts.1"
+    assert (
+        analyse(Branching(lin(), lin(bias=True)).double(), x, wrt="parameters").witness["layer"] == "parts.1"
+    )
     open_ = analyse(Branching(lin(), nn.ReLU(), lin()).double(), x, wrt="parameters")
     assert (open_.proved, open_.refuted, open_.degree) == (False, False, 2.0)
 
@@ -292,7 +301,9 @@ def test_a_chain_is_proved_by_its_modules_when_it_cannot_be_traced_as_a_whole():
 def test_nothing_is_changed():
     model = chain(lin(), nn.BatchNorm1d(D), nn.Dropout(), lin(bias=True)).train()
     before = snapshot(model)
-    check_global_state(lambda: [degree(model, inputs((D,), torch.float32), wrt) for wrt in ("parameters", "input")])
+    check_global_state(
+        lambda: [degree(model, inputs((D,), torch.float32), wrt) for wrt in ("parameters", "input")]
+    )
     assert snapshot(model) == before
 
 

@@ -40,7 +40,13 @@ def dense_norm(module: nn.Module, shape: tuple[int, ...]) -> float:
 
 @pytest.mark.parametrize(
     ("n", "twisted", "expected"),
-    [(5, False, 3.6180340), (6, False, 4.0), (7, False, 3.8019377), (9, False, 3.8793852), (6, True, 3.7320508)],
+    [
+        (5, False, 3.6180340),
+        (6, False, 4.0),
+        (7, False, 3.8019377),
+        (9, False, 3.8793852),
+        (6, True, 3.7320508),
+    ],
 )
 def test_second_difference_on_rings(n, twisted, expected):
     operator = same(SECOND_DIFFERENCE, 5)
@@ -85,7 +91,9 @@ def random_convolutions(count: int, seed: int, mode: str) -> list[Convolution]:
         stride, dilation = (tuple(draw.randint(1, m) for _ in range(axes)) for m in (3, 2))
         padding = tuple(draw.randint(0, min(n, 4) if mode != "zeros" else 4) for n in size)
         groups = draw.choice([1, 1, 2])
-        weight = torch.randn(groups * draw.randint(1, 2), draw.randint(1, 2), *kernel, generator=generator).double()
+        weight = torch.randn(
+            groups * draw.randint(1, 2), draw.randint(1, 2), *kernel, generator=generator
+        ).double()
         if draw.random() < 0.3:
             weight[draw.randrange(len(weight))] = weight.abs().max()  # a low-pass filter
         sides = tuple((p, p) for p in padding)
@@ -143,7 +151,9 @@ def test_dense_and_frobenius_are_those_of_the_definition(mode):
         full = torch.block_diag(*blocks).numpy()
         np.testing.assert_allclose(full, expected, atol=1e-12)
         x = torch.randn(2, operator.in_channels, *operator.size, dtype=torch.float64)
-        np.testing.assert_allclose(operator(x).flatten(1).numpy(), x.flatten(1).numpy() @ expected.T, atol=1e-10)
+        np.testing.assert_allclose(
+            operator(x).flatten(1).numpy(), x.flatten(1).numpy() @ expected.T, atol=1e-10
+        )
 
 
 def test_large_path_brackets_the_norm(monkeypatch):
@@ -217,7 +227,12 @@ def test_batch_norm_in_both_modes():
 
 @pytest.mark.parametrize(
     ("pool", "windows"),
-    [(nn.MaxPool2d(2), 1), (nn.MaxPool2d(3, 2, 1), 4), (nn.MaxPool2d(3, 1, 1), 9), (nn.AdaptiveMaxPool2d((4, 3)), 4)],
+    [
+        (nn.MaxPool2d(2), 1),
+        (nn.MaxPool2d(3, 2, 1), 4),
+        (nn.MaxPool2d(3, 1, 1), 9),
+        (nn.AdaptiveMaxPool2d((4, 3)), 4),
+    ],
 )
 def test_max_pool_counts_windows(pool, windows):
     value = operator_norm(pool, (1, 7, 7))

@@ -67,7 +67,13 @@ class Grouped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            conv(2, 8), nn.ReLU(), conv(8, 12, 4), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), conv(12, 20, 4, 1)
+            conv(2, 8),
+            nn.ReLU(),
+            conv(8, 12, 4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.AdaptiveAvgPool2d(1),
+            conv(12, 20, 4, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:

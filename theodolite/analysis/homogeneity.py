@@ -148,7 +148,9 @@ def analyse(
         found, how = _by_modules(model, x, variables, source, graph.reason)
     nominal = found.degree if graph.traced or found.fault is None else None
     final = found.fault is not None and graph.traced and _is_final(graph, found.fault)
-    return _conclude(found, how, final, probe(model, x, wrt, nominal) if probes else Probe(trouble="probes are off"))
+    return _conclude(
+        found, how, final, probe(model, x, wrt, nominal) if probes else Probe(trouble="probes are off")
+    )
 
 
 def _is_final(graph: Graph, fault: Fault) -> bool:
@@ -198,7 +200,9 @@ def _by_modules(
             if step.fault is not None and step.fault is not found.fault:
                 kind = step.fault.layer_type or type(module).__name__
                 layer = ".".join(part for part in (name, step.fault.layer) if part)
-                step = Scaling(step.degree, fault=Fault(layer, kind, _where(layer, kind), step.fault.why, order))
+                step = Scaling(
+                    step.degree, fault=Fault(layer, kind, _where(layer, kind), step.fault.why, order)
+                )
             found = step
             x = module(x)
     return found, how

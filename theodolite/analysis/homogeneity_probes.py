@@ -94,7 +94,9 @@ def probe(model: nn.Module, x: Tensor, wrt: str, nominal: float | None) -> Probe
             result.tolerance = _TOLERANCE.get((floats or [rows.dtype])[0], _TOLERANCE[torch.float32])
             _probe(result, worker, rows, wrt)
             return result
-        except Exception as error:  # whatever a stranger's forward raises in another precision; the reason is kept
+        except (
+            Exception
+        ) as error:  # whatever a stranger's forward raises in another precision; the reason is kept
             result.trouble = f"{type(error).__name__}: {error}".splitlines()[0]
     return result
 
@@ -187,7 +189,13 @@ def _clearest(
 
 
 def _refute(
-    result: Probe, outputs: dict[float, Tensor], alpha: float, at: int, expected: float, variable: str, drawn: bool
+    result: Probe,
+    outputs: dict[float, Tensor],
+    alpha: float,
+    at: int,
+    expected: float,
+    variable: str,
+    drawn: bool,
 ) -> None:
     before, after = float(outputs[1.0].flatten()[at]), float(outputs[alpha].flatten()[at])
     width = max(1, outputs[1.0][0].numel())

@@ -151,7 +151,11 @@ class Interpreter:
         """Return the scaling of every node."""
         for self.order, node in enumerate(self.graph.nodes):
             found = self._leaf(node) if node.is_leaf else _RULES.get(node.op, _unknown)(self, node)
-            if found.fault and found.fault.order == self.order and all(self.env[n].constant for n in node.inputs):
+            if (
+                found.fault
+                and found.fault.order == self.order
+                and all(self.env[n].constant for n in node.inputs)
+            ):
                 found = CONSTANT  # whatever it computes, its inputs do not change
             self.env[node] = found
         return self.env
@@ -240,7 +244,11 @@ def _operands(node: Node) -> list[Any]:
 
 
 def _unknown(i: Interpreter, node: Node) -> Scaling:
-    why = "is not positively homogeneous" if node.op in _INHOMOGENEOUS else f"runs {node.op}, for which there is no rule"
+    why = (
+        "is not positively homogeneous"
+        if node.op in _INHOMOGENEOUS
+        else f"runs {node.op}, for which there is no rule"
+    )
     parts = [i.of(item) for item in node.inputs]
     weights = [i.of(item) for item in node.inputs[1:] if item.op == "parameter"]
     nominal = (parts[0].degree if parts else 0.0) + max((p.degree for p in weights), default=0.0)
@@ -267,7 +275,9 @@ def _with_bias(i: Interpreter, node: Node, part: Scaling, bias: Any) -> Scaling:
     shift, joined = i.of(bias), i.join(node, [part, bias])
     if joined.fault is None or joined.fault.order != i.order:
         return joined
-    return i.fault(node, f"adds a bias of degree {shift.degree:g} to a term of degree {part.degree:g}", part.degree)
+    return i.fault(
+        node, f"adds a bias of degree {shift.degree:g} to a term of degree {part.degree:g}", part.degree
+    )
 
 
 def _sum(i: Interpreter, node: Node) -> Scaling:
@@ -286,7 +296,9 @@ def _power(i: Interpreter, node: Node) -> Scaling:
     base, exponent = node.args[:2]
     if isinstance(base, Node) and isinstance(exponent, (int, float)):
         return power(i.of(base), float(exponent))
-    return i.fault(node, "has an exponent that is not a number", i.of(base).degree, i.of(base), i.of(exponent))
+    return i.fault(
+        node, "has an exponent that is not a number", i.of(base).degree, i.of(base), i.of(exponent)
+    )
 
 
 def _extremum(i: Interpreter, node: Node) -> Scaling:
@@ -312,7 +324,11 @@ def _distance(i: Interpreter, node: Node) -> Scaling:
 
 
 def _limited(i: Interpreter, node: Node) -> Scaling:
-    limits = (0.0, 6.0) if node.op == "relu6" else (node.argument(1, "min_val", -1.0), node.argument(2, "max_val", 1.0))
+    limits = (
+        (0.0, 6.0)
+        if node.op == "relu6"
+        else (node.argument(1, "min_val", -1.0), node.argument(2, "max_val", 1.0))
+    )
     return i.join(node, [node.args[0], *(node.args[1:3] if node.op == "threshold" else limits)], "compares")
 
 
@@ -326,8 +342,16 @@ def _masked_fill(i: Interpreter, node: Node) -> Scaling:
 
 
 def _scatter(i: Interpreter, node: Node) -> Scaling:
-    position = {"slice_scatter": 1, "select_scatter": 1, "diagonal_scatter": 1, "index_put": 2, "masked_scatter": 2}
-    source = node.argument(position.get(node.op, 3), "src", node.kwargs.get("value", node.kwargs.get("source")))
+    position = {
+        "slice_scatter": 1,
+        "select_scatter": 1,
+        "diagonal_scatter": 1,
+        "index_put": 2,
+        "masked_scatter": 2,
+    }
+    source = node.argument(
+        position.get(node.op, 3), "src", node.kwargs.get("value", node.kwargs.get("source"))
+    )
     controls = [n for n in node.inputs[1:] if n is not source]
     found = i.steered(node, i.join(node, [node.args[0], source]), controls)
     return found if "reduce" not in node.kwargs else i.fault(node, "scatters products", found.degree, found)
@@ -346,7 +370,9 @@ def _pad(i: Interpreter, node: Node) -> Scaling:
 
 def _cast(i: Interpreter, node: Node) -> Scaling:
     found = i.of(node.args[0])
-    dtype = next((a for a in (*node.args, *node.kwargs.values()) if isinstance(a, torch.dtype)), torch.float64)
+    dtype = next(
+        (a for a in (*node.args, *node.kwargs.values()) if isinstance(a, torch.dtype)), torch.float64
+    )
     if dtype is torch.bool:
         return _degree_zero(found)
     if dtype.is_floating_point or dtype.is_complex:
@@ -356,7 +382,11 @@ def _cast(i: Interpreter, node: Node) -> Scaling:
 
 def _copy(i: Interpreter, node: Node) -> Scaling:
     found = i.of(node.args[1])
-    return found if _is_floating(i, node.args[0]) else i.fault(node, "may round to integers", found.degree, found)
+    return (
+        found
+        if _is_floating(i, node.args[0])
+        else i.fault(node, "may round to integers", found.degree, found)
+    )
 
 
 def _is_floating(i: Interpreter, node: Node) -> bool:
@@ -365,7 +395,14 @@ def _is_floating(i: Interpreter, node: Node) -> bool:
         dtype = node.kwargs.get("dtype")
         if dtype is not None or node.op in ("zeros", "ones", "empty"):
             return dtype is None or dtype.is_floating_point
-        if node.op not in _CARRY and node.op not in ("copy", "fill", "zeros_like", "new_zeros", "empty_like", "new_empty"):
+        if node.op not in _CARRY and node.op not in (
+            "copy",
+            "fill",
+            "zeros_like",
+            "new_zeros",
+            "empty_like",
+            "new_empty",
+        ):
             return False
         node = node.args[0]
     return node.op != "input" and i.graph.value_of(node).is_floating_point()
@@ -465,9 +502,15 @@ def _table() -> Iterator[tuple[str | Iterable[str], Rule]]:
     yield "_weight_norm", lambda i, n: product([_degree_zero(i.of(n.args[0])), i.of(n.args[1])])
     yield "scaled_dot_product_attention", _attention
     yield "layer_norm native_layer_norm group_norm", _layer_norm
-    yield "rms_norm", lambda i, n: _normalized(i, n, n.args[0], n.argument(2, "weight"), None, n.argument(3, "eps"))
-    yield "instance_norm", lambda i, n: (
-        _normalized(i, n, *n.args[:3], n.args[7]) if n.args[5] else _standardized(i, n, *n.args[:5])
+    yield (
+        "rms_norm",
+        lambda i, n: _normalized(i, n, n.args[0], n.argument(2, "weight"), None, n.argument(3, "eps")),
+    )
+    yield (
+        "instance_norm",
+        lambda i, n: (
+            _normalized(i, n, *n.args[:3], n.args[7]) if n.args[5] else _standardized(i, n, *n.args[:5])
+        ),
     )
     yield (
         "_native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional",

@@ -146,4 +146,3 @@ def _difference_quotient(model: nn.Module, x: Tensor, direction: Tensor) -> floa
     quotient = ((up - down).norm(dim=1) - margin) / distance
     quotient = quotient[torch.isfinite(quotient)]
     return max(0.0, float(quotient.max())) * (1.0 - 1e-12) if len(quotient) else 0.0
-

@@ -309,9 +309,7 @@ def _chain(
             continue
         if not (moves or node.op in _LINEAR or (node.op in pooling.MAX_POOLS and len(running) == 1)):
             kind = type(graph.model).__name__
-            raise ValueError(
-                f"module: expected a linear layer, pooling or padding, got {kind} ({node.op})"
-            )
+            raise ValueError(f"module: expected a linear layer, pooling or padding, got {kind} ({node.op})")
         if not moves:
             factors.append(operation_norm(node, constants))
             upper *= factors[-1].high

@@ -18,7 +18,9 @@ import torch
 from theodolite.analysis.graph import Graph, Node
 
 _LAYERS = frozenset("linear conv1d conv2d conv3d".split())
-_COPIES = frozenset("_unsafe_view alias clone contiguous detach flatten reshape squeeze unflatten unsqueeze view".split())
+_COPIES = frozenset(
+    "_unsafe_view alias clone contiguous detach flatten reshape squeeze unflatten unsqueeze view".split()
+)
 _ELEMENTWISE = frozenset("abs dropout leaky_relu native_dropout neg relu sqrt square".split())
 _NUMBERS = frozenset("mul div pow".split())
 _AVERAGES = frozenset(
@@ -144,23 +146,37 @@ class _Reader:
         """Return what sums to the value of a node that depends on the parameters."""
         source = node.args[0] if node.args else None
         moving = [n for n in node.inputs if n in self.moving]
-        if node.op == "add" and len(moving) == 2 and node.argument(2, "alpha", 1) == 1 and _same_shape(node, *moving):
+        if (
+            node.op == "add"
+            and len(moving) == 2
+            and node.argument(2, "alpha", 1) == 1
+            and _same_shape(node, *moving)
+        ):
             return self.terms(moving[0]) + self.terms(moving[1])
         if not isinstance(source, Node) or source not in self.moving:
             return [Term(node, self._whole(node))]
         if _adds_zero(node):
             return self.terms(source)
-        if node.op == "sum" and source.op == "stack" and _dims(node) == {source.argument(1, "dim", 0) % _rank(source)}:
+        if (
+            node.op == "sum"
+            and source.op == "stack"
+            and _dims(node) == {source.argument(1, "dim", 0) % _rank(source)}
+        ):
             branches = [self.terms(item) for item in source.args[0] if item in self.moving]
             return [replace(t, after=(*t.after, "stacked")) for branch in branches for t in branch]
         if self._sums_channels(node):
             return [Term(node, self._with_weight(self.blocks(source), node))]
-        channels = len(moving) == 1 and node.op in ("sum", "mean") and 1 in _dims(node) and 0 not in _dims(node)
+        channels = (
+            len(moving) == 1 and node.op in ("sum", "mean") and 1 in _dims(node) and 0 not in _dims(node)
+        )
         if channels and self.blocks(source).count > 1:
             return [Term(node, self.blocks(source))]
         linear = node.op in _COPIES | _AVERAGES or (node.op in ("sum", "mean") and 0 not in _dims(node))
         if len(moving) == 1 and (linear or (node.op in ("mul", "div") and _by_number(node))):
-            return [replace(t, after=(*t.after, (node.op, _constants(node), node.shape))) for t in self.terms(source)]
+            return [
+                replace(t, after=(*t.after, (node.op, _constants(node), node.shape)))
+                for t in self.terms(source)
+            ]
         return [Term(node, self._whole(node))]
 
     def _whole(self, node: Node) -> Blocks:
@@ -168,7 +184,9 @@ class _Reader:
         if found.count == 1:
             return found
         linear = node.op in _LAYERS and node.args[0] not in self.moving
-        return self._lump(node, f"{node.where} is the only layer with parameters on its path" if linear else "")
+        return self._lump(
+            node, f"{node.where} is the only layer with parameters on its path" if linear else ""
+        )
 
     def _sums_channels(self, node: Node) -> bool:
         """Whether a weight layer sums over all its input channels, with trained weights and no bias."""
@@ -192,10 +210,19 @@ class _Reader:
             return self._lump(node)
         below, before, shape = self.blocks(source), source.shape or (), node.shape or ()
         others = [n for n in node.inputs[1:] if n.op != "sym_size"]
-        if node.op == "add" and len(others) == 1 and others[0] in self.moving and _same_shape(node, source, others[0]):
+        if (
+            node.op == "add"
+            and len(others) == 1
+            and others[0] in self.moving
+            and _same_shape(node, source, others[0])
+        ):
             other = self.blocks(others[0])
             count = math.gcd(below.count, other.count)
-            return Blocks(count, below.parts | other.parts) if count > 1 else self._lump(node, below.obstacle or other.obstacle)
+            return (
+                Blocks(count, below.parts | other.parts)
+                if count > 1
+                else self._lump(node, below.obstacle or other.obstacle)
+            )
         if others or min(len(before), len(shape)) < 2 or shape[0] != before[0]:
             return self._lump(node)
         kept = node.op in _ELEMENTWISE or (node.op in _NUMBERS and _by_number(node))
@@ -310,4 +337,6 @@ def _constants(node: Node, count: int = 1) -> tuple[Any, ...]:
     values = [None if isinstance(a, Node) else a for a in node.args]
     if node.op in _LAYERS and node.op != "linear" and len(values) > 6:
         values[6] = values[6] // math.gcd(values[6], count)
-    return tuple(str(v) for v in values), str(sorted((k, str(v)) for k, v in node.kwargs.items() if not isinstance(v, Node)))
+    return tuple(str(v) for v in values), str(
+        sorted((k, str(v)) for k, v in node.kwargs.items() if not isinstance(v, Node))
+    )

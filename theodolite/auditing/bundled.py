@@ -65,7 +65,9 @@ def train(
         torch.manual_seed(seed)
         model = MLP(WIDTHS, bias=False).to(device)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # layers this small gain little from more, and one gives the same numbers everywhere
+    torch.set_num_threads(
+        1
+    )  # layers this small gain little from more, and one gives the same numbers everywhere
     try:
         _minimize(model, x.to(device), y.to(device), weight_decay, tick)
     finally:

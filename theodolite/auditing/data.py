@@ -18,9 +18,7 @@ from theodolite.theorems import validation
 from theodolite.theorems.subject import InputError
 
 Pair = tuple[Any, Any]
-ACCEPTED = (
-    "(X, y), {'train': ..., 'test': ...}, a torch Dataset or DataLoader, 'digits', or the path of a .npz or .csv file"
-)
+ACCEPTED = "(X, y), {'train': ..., 'test': ...}, a torch Dataset or DataLoader, 'digits', or the path of a .npz or .csv file"
 BYTE_CAP = 2 << 30
 DIGITS_TEST = 400
 
@@ -102,7 +100,11 @@ def _load(data: Any, seed: int) -> Data:
         return datasets.materialize(data, seed=seed, byte_cap=BYTE_CAP)
     if isinstance(data, (tuple, list)) and len(data) == 2:
         return Data("arrays", (data[0], data[1]))
-    what = f"a {type(data).__name__} of {len(data)}" if isinstance(data, (tuple, list)) else f"{type(data).__name__}"
+    what = (
+        f"a {type(data).__name__} of {len(data)}"
+        if isinstance(data, (tuple, list))
+        else f"{type(data).__name__}"
+    )
     raise InputError(f"data: expected {ACCEPTED}, got {what}")
 
 
@@ -114,11 +116,15 @@ def _from_mapping(data: Mapping[Any, Any], seed: int) -> Data:
         raise InputError("data: expected a 'train' part beside 'test'; an audit needs training data")
     others = [str(key) for key in data if key not in ("train", "test")]
     if others:
-        raise InputError(f"data: expected the keys 'train' and 'test', got also {', '.join(map(repr, others))}")
+        raise InputError(
+            f"data: expected the keys 'train' and 'test', got also {', '.join(map(repr, others))}"
+        )
     parts = {}
     for split, part in data.items():
         if isinstance(part, Mapping) and "train" in part:
-            raise InputError(f"data[{split!r}]: expected {ACCEPTED.replace(', {...}', '')}, got a nested mapping")
+            raise InputError(
+                f"data[{split!r}]: expected {ACCEPTED.replace(', {...}', '')}, got a nested mapping"
+            )
         parts[split] = _load(part, seed)
         if parts[split].test is not None:
             raise InputError(f"data[{split!r}]: expected one part, got data that are split already")
@@ -141,7 +147,9 @@ def pick_arrays(arrays: Mapping[str, Any], where: str) -> tuple[Pair, Pair | Non
     if "x" in lower and "y" in lower:
         return (arrays[lower["x"]], arrays[lower["y"]]), None
     names = ", ".join(arrays) or "nothing"
-    raise InputError(f"{where}: expected arrays x and y, or x_train, y_train, x_test and y_test; found {names}")
+    raise InputError(
+        f"{where}: expected arrays x and y, or x_train, y_train, x_test and y_test; found {names}"
+    )
 
 
 def digits() -> Data:
@@ -183,10 +191,16 @@ def _encode_labels(data: Data) -> None:
     if all(words is None for words in labels):
         return
     if any(words is None for words in labels):
-        raise InputError("y: expected labels of the same kind in both parts, got words in one and numbers in the other")
+        raise InputError(
+            "y: expected labels of the same kind in both parts, got words in one and numbers in the other"
+        )
     classes = sorted({str(word) for words in labels if words is not None for word in words.tolist()})
     numbers = {name: k for k, name in enumerate(classes)}
-    coded = [np.array([numbers[str(w)] for w in words.tolist()], dtype=np.int64) for words in labels if words is not None]
+    coded = [
+        np.array([numbers[str(w)] for w in words.tolist()], dtype=np.int64)
+        for words in labels
+        if words is not None
+    ]
     data.train = data.train[0], coded[0]
     if data.test is not None:
         data.test = data.test[0], coded[1]
@@ -199,7 +213,11 @@ def _words(y: Any) -> np.ndarray[Any, Any] | None:
         array = np.asarray(y)
     except ValueError:  # ragged; refused with its reason when it is made a tensor
         return None
-    if array.ndim == 1 and array.size and (array.dtype.kind in "US" or (array.dtype.kind == "O" and isinstance(array[0], str))):
+    if (
+        array.ndim == 1
+        and array.size
+        and (array.dtype.kind in "US" or (array.dtype.kind == "O" and isinstance(array[0], str)))
+    ):
         return array
     return None
 

@@ -46,8 +46,14 @@ def materialize(data: Dataset[Any] | DataLoader[Any], *, seed: int, byte_cap: in
         return _from_loader(data, byte_cap)
     name = type(data).__name__
     if isinstance(data, IterableDataset):
-        pairs, complete = _until_cap((_pair(item, f"{name}: item {i}") for i, item in enumerate(_items(data, name))), byte_cap)
-        notes = [] if complete else [f"{name}: only its first {len(pairs):,} items were read, a {_size(byte_cap)} cap"]
+        pairs, complete = _until_cap(
+            (_pair(item, f"{name}: item {i}") for i, item in enumerate(_items(data, name))), byte_cap
+        )
+        notes = (
+            []
+            if complete
+            else [f"{name}: only its first {len(pairs):,} items were read, a {_size(byte_cap)} cap"]
+        )
         return Data(name, _stack(pairs, name), None, notes)
     return _from_items(data, name, seed, byte_cap)
 
@@ -65,7 +71,9 @@ def _from_items(data: Any, name: str, seed: int, byte_cap: int) -> Data:
     if n > room:
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randperm(n, generator=generator)[:room].sort().values.tolist()
-        notes.append(f"{name}: {room:,} of its {n:,} items, drawn with the seed, were used, a {_size(byte_cap)} cap")
+        notes.append(
+            f"{name}: {room:,} of its {n:,} items, drawn with the seed, were used, a {_size(byte_cap)} cap"
+        )
     pairs = [_pair(_item(data, i, name), f"{name}: item {i}") for i in rows]
     return Data(name, _stack(pairs, name), None, notes)
 
@@ -89,13 +97,19 @@ def _from_loader(loader: DataLoader[Any], byte_cap: int) -> Data:
                 f"got shapes {tuple(x.shape)} and {tuple(y.shape)}"
             )
     pair = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
-    notes = [] if complete else [f"{name}: only its first {len(pair[0]):,} samples were read, a {_size(byte_cap)} cap"]
+    notes = (
+        []
+        if complete
+        else [f"{name}: only its first {len(pair[0]):,} samples were read, a {_size(byte_cap)} cap"]
+    )
     if loader.drop_last:
         notes.append(f"{name}: drop_last=True leaves an incomplete last batch out")
     return Data(name, pair, None, notes)
 
 
-def _until_cap(pairs: Iterator[tuple[Tensor, Tensor]], byte_cap: int) -> tuple[list[tuple[Tensor, Tensor]], bool]:
+def _until_cap(
+    pairs: Iterator[tuple[Tensor, Tensor]], byte_cap: int
+) -> tuple[list[tuple[Tensor, Tensor]], bool]:
     kept, size = [], 0
     for pair in pairs:
         size += _bytes(pair[0])
@@ -141,11 +155,17 @@ def _pair(item: Any, where: str) -> tuple[Tensor, Tensor]:
         y = next((item[k] for k in _TARGET_KEYS if k in item), None)
         if x is None or y is None:
             keys = ", ".join(repr(k) for k in item) or "none"
-            raise InputError(f"data: {where}: expected an input and a target, for instance 'x' and 'y', got the keys {keys}")
+            raise InputError(
+                f"data: {where}: expected an input and a target, for instance 'x' and 'y', got the keys {keys}"
+            )
     elif isinstance(item, (tuple, list)) and len(item) == 2:
         x, y = item
     else:
-        what = f"{type(item).__name__} of {len(item)}" if isinstance(item, (tuple, list)) else type(item).__name__
+        what = (
+            f"{type(item).__name__} of {len(item)}"
+            if isinstance(item, (tuple, list))
+            else type(item).__name__
+        )
         raise InputError(f"data: {where}: expected a pair (x, y), got {what}")
     return _tensor(x, f"{where}: input"), _tensor(y, f"{where}: target")
 

@@ -77,7 +77,9 @@ class Gate:
         if not finding.values:
             return f"{self.text}: undecided, because {self.code} is {finding.status} ({finding.reason})"
         if self.name not in finding.values:
-            raise InputError(f"{_OPTION}: {self.text!r}: {_unknown_value(self.name, self.code, list(finding.values))}")
+            raise InputError(
+                f"{_OPTION}: {self.text!r}: {_unknown_value(self.name, self.code, list(finding.values))}"
+            )
         value = finding.values[self.name]
         if value.kind == "bound" and self.end == "value":
             raise InputError(f"{_OPTION}: {self.text!r}: {self.name} is a bound, so compare .lower or .upper")

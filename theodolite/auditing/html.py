@@ -24,12 +24,28 @@ _LONGEST_WITNESS = 240
 
 # a glyph and a word each, so that nothing is said by color alone
 STATUSES = {
-    "certified": ("✓", "certified", "Every number is exact or a proved bound, and every hypothesis is proved on this model."),
-    "conditional": ("→", "conditional", "Every number is exact or a proved bound, but a hypothesis is only tested or assumed: read it with the “if”."),
+    "certified": (
+        "✓",
+        "certified",
+        "Every number is exact or a proved bound, and every hypothesis is proved on this model.",
+    ),
+    "conditional": (
+        "→",
+        "conditional",
+        "Every number is exact or a proved bound, but a hypothesis is only tested or assumed: read it with the “if”.",
+    ),
     "estimated": ("~", "estimated", "A number was obtained by sampling; it has a confidence interval."),
-    "score": ("#", "score", "A number is a heuristic, or a formula without its constants: to rank by, never a promise."),
+    "score": (
+        "#",
+        "score",
+        "A number is a heuristic, or a formula without its constants: to rank by, never a promise.",
+    ),
     "refuted": ("✗", "refuted", "The theorem is about a condition that is false here; the witness shows it."),
-    "not applicable": ("–", "not applicable", "A condition that the theorem needs is false here; the reason says which."),
+    "not applicable": (
+        "–",
+        "not applicable",
+        "A condition that the theorem needs is false here; the reason says which.",
+    ),
     "skipped": ("»", "skipped", "Not run: budget, interrupt or choice."),
     "failed": ("!", "failed", "A defect of theodolite; the traceback is in the JSON report."),
 }
@@ -108,7 +124,9 @@ def render(report: Report) -> str:
 
 @cache
 def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string((TEMPLATES / "report.html.j2").read_text(encoding="utf-8"))
 
 
@@ -119,10 +137,19 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     decay = model["weight_decay"]
     objective = model["loss"].replace("_", "-")
     return [
-        ("Model", f"{text.plural(model['layers'], 'layer')}, {text.plural(model['parameters'], 'parameter')} ({model['dtype'] or 'none'})"),
+        (
+            "Model",
+            f"{text.plural(model['layers'], 'layer')}, {text.plural(model['parameters'], 'parameter')} ({model['dtype'] or 'none'})",
+        ),
         ("Data", f"{data['name'] or 'arrays'}: {data['n_train']:,} training{test} samples, each {shape}"),
-        ("Objective", objective + (", weight decay unknown" if decay is None else f", weight decay {decay:g}")),
-        ("Audit", f"theodolite {_version()}, seed {report.seed}, {report.seconds:.1f}\u00a0s on {report.environment.get('device', '?')}"),
+        (
+            "Objective",
+            objective + (", weight decay unknown" if decay is None else f", weight decay {decay:g}"),
+        ),
+        (
+            "Audit",
+            f"theodolite {_version()}, seed {report.seed}, {report.seconds:.1f}\u00a0s on {report.environment.get('device', '?')}",
+        ),
     ]
 
 
@@ -156,7 +183,13 @@ def _layers(finding: Finding) -> list[Layers]:
 def _row(name: str, value: Value, *, plain: bool = False) -> Row:
     glyph = KINDS[value.kind][0]
     if value.kind == "bound":
-        glyph = "∈" if value.lower is not None and value.upper is not None else "≤" if value.lower is None else "≥"
+        glyph = (
+            "∈"
+            if value.lower is not None and value.upper is not None
+            else "≤"
+            if value.lower is None
+            else "≥"
+        )
     return Row(
         name=name if plain else text.readable(name),
         glyph=glyph,
@@ -173,7 +206,9 @@ def number(value: Value) -> str:
     """Return the number or the ends, without the kind, rounded outward as text does it."""
     low, high = (format_number(value.lower, "down"), format_number(value.upper, "up"))
     if value.kind == "bound":
-        return f"≤ {high}" if value.lower is None else f"≥ {low}" if value.upper is None else f"[{low}, {high}]"
+        return (
+            f"≤ {high}" if value.lower is None else f"≥ {low}" if value.upper is None else f"[{low}, {high}]"
+        )
     if value.value is None:
         return "none"
     shown = format_number(value.value)
@@ -206,5 +241,3 @@ def _plain(item: Any) -> str:
 def _chart(finding: Finding) -> Markup:
     """Return the finding's chart; svg escapes every text in it."""
     return Markup("" if finding.chart is None else svg.draw(finding.chart, f"chart-{finding.code}"))
-
-

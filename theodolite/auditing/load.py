@@ -24,7 +24,19 @@ from torch import nn
 from theodolite.theorems.subject import InputError
 
 ACCEPTED = "path.py:attr, path.py:factory(), pkg.mod:attr or pkg.mod:factory()"
-_OTHER_FORMATS = (".pt2", ".pt", ".pth", ".ts", ".jit", ".onnx", ".safetensors", ".bin", ".ckpt", ".h5", ".keras")
+_OTHER_FORMATS = (
+    ".pt2",
+    ".pt",
+    ".pth",
+    ".ts",
+    ".jit",
+    ".onnx",
+    ".safetensors",
+    ".bin",
+    ".ckpt",
+    ".h5",
+    ".keras",
+)
 _ATTRIBUTE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(\(\))?")
 _PACKAGE = "theodolite_loaded_files"
 
@@ -93,7 +105,9 @@ def _run_file(path: Path, folders: list[Path]) -> types.ModuleType:
             folder = folder.parent
         name = ".".join(path.relative_to(folder).with_suffix("").parts)
         found = importlib.util.find_spec(name.split(".")[0])
-        if found is None or str(folder) in {str(Path(p).parent) for p in found.submodule_search_locations or ()}:
+        if found is None or str(folder) in {
+            str(Path(p).parent) for p in found.submodule_search_locations or ()
+        }:
             folders.append(folder / name.split(".")[0])
             sys.path.insert(0, str(folder))
             return _execute(lambda: importlib.import_module(name), path)
@@ -123,8 +137,14 @@ def _import_module(name: str) -> types.ModuleType:
     except (ModuleNotFoundError, ValueError) as error:
         raise InputError(f"MODEL: there is no module {name!r} ({error})") from error
     if found is None:
-        hint = f"; for a file write {name.replace('.', '/')}.py" if Path(name.replace(".", "/") + ".py").is_file() else ""
-        raise InputError(f"MODEL: there is no module {name!r} in this environment or the working folder{hint}")
+        hint = (
+            f"; for a file write {name.replace('.', '/')}.py"
+            if Path(name.replace(".", "/") + ".py").is_file()
+            else ""
+        )
+        raise InputError(
+            f"MODEL: there is no module {name!r} in this environment or the working folder{hint}"
+        )
     origin = Path(found.origin) if found.origin and found.origin not in ("built-in", "frozen") else None
     module: types.ModuleType = _execute(lambda: importlib.import_module(name), origin)
     return module
@@ -138,7 +158,9 @@ def _execute(run: Any, path: Path | None) -> Any:
         where = _short(error.filename, path)
         raise InputError(f"MODEL: {where}, line {error.lineno}: is not valid Python ({error.msg})") from error
     except SystemExit as error:
-        raise InputError(f"MODEL: {_place(error, path)} ended the program (SystemExit) when it was loaded") from error
+        raise InputError(
+            f"MODEL: {_place(error, path)} ended the program (SystemExit) when it was loaded"
+        ) from error
     except ModuleNotFoundError as error:
         if path is None:
             raise
@@ -178,18 +200,24 @@ def _model(module: types.ModuleType, source: str, attribute: str) -> nn.Module:
     label = f"{source}:{attribute}"
     if call:
         if not callable(found):
-            raise InputError(f"MODEL: {label}: {names[-1]} is a {type(found).__name__}, which cannot be called")
+            raise InputError(
+                f"MODEL: {label}: {names[-1]} is a {type(found).__name__}, which cannot be called"
+            )
         file = getattr(module, "__file__", None)
         if isinstance(found, nn.Module):
             raise InputError(f"MODEL: {label}: {names[-1]} is the module itself; leave out the parentheses")
         found = _execute(found, Path(file) if file else None)
         if not isinstance(found, nn.Module):
-            raise InputError(f"MODEL: {label}: expected it to return a torch.nn.Module, got {type(found).__name__}")
+            raise InputError(
+                f"MODEL: {label}: expected it to return a torch.nn.Module, got {type(found).__name__}"
+            )
         return found
     if isinstance(found, nn.Module):
         return found
     if isinstance(found, type) and issubclass(found, nn.Module):
-        raise InputError(f"MODEL: {label} is a class; write {label}() to make a network, if it takes no arguments")
+        raise InputError(
+            f"MODEL: {label} is a class; write {label}() to make a network, if it takes no arguments"
+        )
     if callable(found):
         raise InputError(f"MODEL: {label} is a function; write {label}() to call it")
     what = f"a {type(found).__name__}"

@@ -38,7 +38,9 @@ class Bar(Progress):
         self._timer.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         """Take the bar off the screen."""
         self._timer.cancel()
         self._timer.join()

@@ -104,9 +104,16 @@ def _read_csv(path: Path) -> Data:
     except ValueError:  # words, gaps or ragged rows: read slowly, which finds the place
         inputs, target = _read_words(path, lines, header, delimiter, len(cells))
     notes = []
-    if target.dtype.kind == "f" and len(target) and np.isfinite(target).all() and (target == np.round(target)).all():
+    if (
+        target.dtype.kind == "f"
+        and len(target)
+        and np.isfinite(target).all()
+        and (target == np.round(target)).all()
+    ):
         target = target.astype(np.int64)
-        notes.append("whole numbers in the last column were read as classes; for regression give the loss mse")
+        notes.append(
+            "whole numbers in the last column were read as classes; for regression give the loss mse"
+        )
     return Data(path.name, (inputs, target), None, notes)
 
 
@@ -123,7 +130,9 @@ def _read_words(path: Path, lines: list[str], header: int, delimiter: str, width
             if not cell.strip():
                 raise InputError(f"data: {path}, line {number}, column {column}: is empty")
             if column < width and not _is_number(cell):
-                raise InputError(f"data: {path}, line {number}, column {column}: expected a number, got {cell!r}")
+                raise InputError(
+                    f"data: {path}, line {number}, column {column}: expected a number, got {cell!r}"
+                )
         inputs.append([float(cell) for cell in cells[:-1]])
         targets.append(cells[-1].strip())
     if all(map(_is_number, targets)):
@@ -145,10 +154,14 @@ def _check(where: str, x: Array, y: Array) -> None:
         raise InputError(f"data: {where}: expected at least one sample, got none")
     if y.ndim == 0 or len(x) != len(y):
         rows = "a scalar y" if y.ndim == 0 else f"{len(y)} rows of y"
-        raise InputError(f"data: {where}: expected x and y of equal length, got {len(x)} rows of x and {rows}")
+        raise InputError(
+            f"data: {where}: expected x and y of equal length, got {len(x)} rows of x and {rows}"
+        )
     for name, array in (("x", x), ("y", y)):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = int((~np.isfinite(array)).reshape(len(array), -1).any(1).sum())
             raise InputError(f"data: {where}: {name} has NaN or infinity in {bad} of {len(array)} samples")
         if array.dtype.kind not in "fiub" and not (name == "y" and array.dtype.kind in "US"):
-            raise InputError(f"data: {where}: expected numbers in {name}, got an array of dtype {array.dtype}")
+            raise InputError(
+                f"data: {where}: expected numbers in {name}, got an array of dtype {array.dtype}"
+            )

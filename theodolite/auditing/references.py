@@ -11,9 +11,29 @@ from pathlib import Path
 _FILE = Path(__file__).resolve().parent.parent / "refs.bib"
 _ENTRY = re.compile(r"@(\w+)\s*\{\s*([^,\s]+)\s*,(.*?)\n\s*\}\s*(?=@|\Z)", re.DOTALL)
 _FIELD = re.compile(r"(\w+)\s*=\s*(\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}|\"[^\"]*\"|\w+)")
-_ACCENTS = {"'": "\u0301", "`": "\u0300", "^": "\u0302", '"': "\u0308", "~": "\u0303", "=": "\u0304", ".": "\u0307"}
+_ACCENTS = {
+    "'": "\u0301",
+    "`": "\u0300",
+    "^": "\u0302",
+    '"': "\u0308",
+    "~": "\u0303",
+    "=": "\u0304",
+    ".": "\u0307",
+}
 _ACCENTS |= {"c": "\u0327", "v": "\u030c", "u": "\u0306", "H": "\u030b", "k": "\u0328", "r": "\u030a"}
-_LETTERS = {"o": "ø", "O": "Ø", "l": "ł", "L": "Ł", "ss": "ß", "ae": "æ", "AE": "Æ", "aa": "å", "AA": "Å", "i": "i", "j": "j"}
+_LETTERS = {
+    "o": "ø",
+    "O": "Ø",
+    "l": "ł",
+    "L": "Ł",
+    "ss": "ß",
+    "ae": "æ",
+    "AE": "Æ",
+    "aa": "å",
+    "AA": "Å",
+    "i": "i",
+    "j": "j",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +73,10 @@ def bibliography(path: Path = _FILE) -> dict[str, Reference]:
 
 
 def _sentence(fields: dict[str, str]) -> str:
-    venue = next((fields[k] for k in ("journal", "booktitle", "publisher", "school", "howpublished") if k in fields), "")
+    venue = next(
+        (fields[k] for k in ("journal", "booktitle", "publisher", "school", "howpublished") if k in fields),
+        "",
+    )
     if fields.get("volume") and venue:
         venue += f" {fields['volume']}" + (f"({fields['number']})" if fields.get("number") else "")
     eprint = fields.get("eprint", "")
@@ -91,5 +114,11 @@ def _clean(raw: str) -> str:
     accented = r"\{?\\(['`^\"~=.]|[cvuHkr](?=[\s{]))\s*\{?\\?([a-zA-Z])\}?\}?"
     text = re.sub(accented, lambda m: unicodedata.normalize("NFC", m[2] + _ACCENTS[m[1]]), text)
     text = re.sub(r"\{?\\(ss|ae|AE|aa|AA|o|O|l|L|i|j)(?![a-zA-Z])\}?\s?", lambda m: _LETTERS[m[1]], text)
-    text = re.sub(r"\\([&%$#_])", r"\1", text).replace("{", "").replace("}", "").replace("$", "").replace("~", " ")
+    text = (
+        re.sub(r"\\([&%$#_])", r"\1", text)
+        .replace("{", "")
+        .replace("}", "")
+        .replace("$", "")
+        .replace("~", " ")
+    )
     return " ".join(text.replace("---", "—").replace("--", "–").split())

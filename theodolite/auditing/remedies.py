@@ -93,5 +93,7 @@ def try_remedies(
     except Exception as error:  # as for theorems: a crash is reported, with its traceback, and loses nothing
         reason = f"failed ({type(error).__name__}: {error})"
         done.append(Attempt("failed", "A remedy", reason=reason, traceback=traceback.format_exc()))
-    done.sort(key=lambda attempt: -attempt.outcome.benefit if attempt.helped and attempt.outcome else float("inf"))
+    done.sort(
+        key=lambda attempt: -attempt.outcome.benefit if attempt.helped and attempt.outcome else float("inf")
+    )
     return done, complete

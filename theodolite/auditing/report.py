@@ -184,7 +184,12 @@ class Report:
             raise ImportError("to_frame: needs pandas, which is not installed; pip install pandas") from error
         rows = []
         for finding in self.findings:
-            same = {"code": finding.code, "title": finding.title, "chapter": finding.chapter, "status": finding.status}
+            same = {
+                "code": finding.code,
+                "title": finding.title,
+                "chapter": finding.chapter,
+                "status": finding.status,
+            }
             for name, value in finding.values.items() or [("", None)]:
                 numbers = {k: getattr(value, k, None) for k in ("value", "lower", "upper")}
                 words = {k: getattr(value, k, "") for k in ("kind", "unit", "note")}
@@ -294,7 +299,11 @@ def jsonable(item: Any) -> Any:
     if item is None or isinstance(item, (bool, str)):
         return item
     if isinstance(item, (Tensor, np.ndarray)):
-        array = item.detach().cpu().double().numpy() if isinstance(item, Tensor) and item.is_floating_point() else item
+        array = (
+            item.detach().cpu().double().numpy()
+            if isinstance(item, Tensor) and item.is_floating_point()
+            else item
+        )
         return _array(np.asarray(array))
     if isinstance(item, (int, np.integer)):
         return int(item)
@@ -320,4 +329,3 @@ def _array(array: np.ndarray[Any, Any]) -> Any:
     if array.size <= _LONGEST_WITNESS:
         return jsonable(array.tolist())
     return {"shape": list(array.shape), "first": jsonable(array.reshape(-1)[:10].tolist())}
-

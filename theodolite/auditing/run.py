@@ -153,7 +153,10 @@ def conduct(
     chosen = [theorem for theorem, reason in theorems if not reason]
     progress.plan(len(chosen) + remedies)
     found, complete = run_theorems(
-        chosen, subject, budget=budget, progress=lambda theorem, done, total: progress.step(f"{theorem.code} {theorem.title}")
+        chosen,
+        subject,
+        budget=budget,
+        progress=lambda theorem, done, total: progress.step(f"{theorem.code} {theorem.title}"),
     )
     findings = _in_order(theorems, found)
     attempts: list[auditing_remedies.Attempt] | None = [] if remedies else None
@@ -177,7 +180,10 @@ def conduct(
 def _in_order(theorems: Sequence[tuple[Theorem, str]], found: list[Finding]) -> list[Finding]:
     """Put the findings of the theorems that ran between those of the others."""
     ran = iter(found)
-    return [make_finding(theorem, "skipped", reason=reason) if reason else next(ran) for theorem, reason in theorems]
+    return [
+        make_finding(theorem, "skipped", reason=reason) if reason else next(ran)
+        for theorem, reason in theorems
+    ]
 
 
 def choose_theorems(
@@ -219,7 +225,9 @@ def choose_theorems(
         if code in unwanted or (wanted is not None and code not in wanted):
             continue
         costly = theorem.cost == "training" and wanted is None
-        chosen.append((theorem, f"it trains networks, so it runs only when asked for: only {code}" if costly else ""))
+        chosen.append(
+            (theorem, f"it trains networks, so it runs only when asked for: only {code}" if costly else "")
+        )
     return chosen
 
 
@@ -249,7 +257,12 @@ def check_budget(budget: float | None) -> None:
     """Refuse a budget that is not a positive number of seconds."""
     if budget is None:
         return
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not math.isfinite(budget) or budget <= 0:
+    if (
+        isinstance(budget, bool)
+        or not isinstance(budget, (int, float))
+        or not math.isfinite(budget)
+        or budget <= 0
+    ):
         raise InputError(f"budget: expected a positive number of seconds, got {budget!r}")
 
 
@@ -265,5 +278,7 @@ def check_device(device: str | torch.device) -> torch.device:
         float(torch.ones(1, device=device).sum())
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
-        raise InputError(f"device: expected a device present on this machine, got {str(device)!r} ({reason})") from error
+        raise InputError(
+            f"device: expected a device present on this machine, got {str(device)!r} ({reason})"
+        ) from error
     return torch.device(device)

@@ -20,7 +20,9 @@ _CHARACTER = 5.6  # mean width of one at the font size of the page's charts
 class _Axis:
     """Maps numbers to pixels, linearly or by their logarithm."""
 
-    def __init__(self, numbers: Sequence[float], start: float, end: float, *, from_zero: bool = False) -> None:
+    def __init__(
+        self, numbers: Sequence[float], start: float, end: float, *, from_zero: bool = False
+    ) -> None:
         low, high = min(numbers), max(numbers)
         self.log = low > 0 and high / low > 1e3
         if from_zero and not self.log:
@@ -70,7 +72,10 @@ def draw(chart: Chart, key: str) -> str:
     """
     series = {name: [float(number) for number in numbers] for name, numbers in chart.series.items()}
     if chart.kind != "histogram":  # what belongs together is drawn together
-        n = min([len(numbers) for numbers in series.values()] + ([len(chart.labels)] if chart.labels else []), default=0)
+        n = min(
+            [len(numbers) for numbers in series.values()] + ([len(chart.labels)] if chart.labels else []),
+            default=0,
+        )
         chart = dataclasses.replace(chart, labels=chart.labels[:n])
         series = {name: numbers[:n] for name, numbers in series.items()}
     finite = [number for numbers in series.values() for number in numbers if math.isfinite(number)]
@@ -85,7 +90,9 @@ def draw(chart: Chart, key: str) -> str:
     else:
         body, height = _columns(chart, series)
     missing = sum(map(len, series.values())) - len(finite)
-    description = _description(chart, series) + (f" {missing} values are not finite and not drawn." if missing else "")
+    description = _description(chart, series) + (
+        f" {missing} values are not finite and not drawn." if missing else ""
+    )
     title = chart.title or chart.y_label or chart.x_label
     return (
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-labelledby="{key}-t {key}-d">'
@@ -113,7 +120,11 @@ def _rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 
 def _tick(number: float) -> str:
-    return f"{number:.0e}".replace("e+0", "e").replace("e-0", "e-") if 0 < abs(number) < 1e-4 or abs(number) >= 1e5 else f"{number:g}"
+    return (
+        f"{number:.0e}".replace("e+0", "e").replace("e-0", "e-")
+        if 0 < abs(number) < 1e-4 or abs(number) >= 1e5
+        else f"{number:g}"
+    )
 
 
 def _grid(chart: Chart, x: _Axis | None, y: _Axis | None, top: float, bottom: float, left: float) -> str:
@@ -176,7 +187,16 @@ def _histogram(chart: Chart, series: dict[str, list[float]]) -> tuple[str, float
         for i, count in enumerate(numbers_in):
             if count:
                 left = x(low + i * width) + k * share
-                parts.append(_bar(left + 0.5, y(count), share - 1, bottom - y(count), k, f"{count} from {low + i * width:.4g}"))
+                parts.append(
+                    _bar(
+                        left + 0.5,
+                        y(count),
+                        share - 1,
+                        bottom - y(count),
+                        k,
+                        f"{count} from {low + i * width:.4g}",
+                    )
+                )
     return "".join(parts), _HEIGHT + room
 
 
@@ -257,13 +277,17 @@ def _columns(chart: Chart, series: dict[str, list[float]]) -> tuple[str, float]:
         left, tip = _LEFT + step * i, chart.labels[i] if i < len(chart.labels) else f"{i + 1}"
         if chart.kind == "intervals" and len(columns) == 2:
             ends = columns[0][i], columns[1][i]
-            parts.append(_interval(y, *ends, left + step / 2, tip, horizontal=False, radius=min(2.4, 0.5 + step / 3)))
+            parts.append(
+                _interval(y, *ends, left + step / 2, tip, horizontal=False, radius=min(2.4, 0.5 + step / 3))
+            )
             continue
         share = step * 0.8 / len(columns)
         for k, numbers in enumerate(columns):
             if i < len(numbers) and math.isfinite(numbers[i]):
                 a, b = sorted((origin, y(numbers[i])))
-                parts.append(_bar(left + step * 0.1 + k * share, a, share, b - a, k, f"{tip}: {numbers[i]:.4g}"))
+                parts.append(
+                    _bar(left + step * 0.1 + k * share, a, share, b - a, k, f"{tip}: {numbers[i]:.4g}")
+                )
     if chart.labels:
         parts.append(_text(_LEFT, bottom + 13, chart.labels[0], "start"))
         parts.append(_text(_WIDTH - _RIGHT, bottom + 13, chart.labels[-1], "end"))

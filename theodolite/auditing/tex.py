@@ -24,9 +24,27 @@ _IDENTIFIERS = {
         name: unicodedata.lookup(f"GREEK CAPITAL LETTER {name.upper().replace('LAMBDA', 'LAMDA')}")
         for name in "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega".split()
     },
-    **{"epsilon": "ϵ", "varepsilon": "ε", "phi": "ϕ", "varphi": "φ", "vartheta": "ϑ", "varrho": "ϱ", "ell": "ℓ"},
+    **{
+        "epsilon": "ϵ",
+        "varepsilon": "ε",
+        "phi": "ϕ",
+        "varphi": "φ",
+        "vartheta": "ϑ",
+        "varrho": "ϱ",
+        "ell": "ℓ",
+    },
     **{"infty": "∞", "partial": "∂", "nabla": "∇", "emptyset": "∅", "varnothing": "∅", "hbar": "ℏ"},
-    **{"dots": "…", "ldots": "…", "cdots": "⋯", "vdots": "⋮", "top": "⊤", "bot": "⊥", "Re": "ℜ", "Im": "ℑ", "prime": "′"},
+    **{
+        "dots": "…",
+        "ldots": "…",
+        "cdots": "⋯",
+        "vdots": "⋮",
+        "top": "⊤",
+        "bot": "⊥",
+        "Re": "ℜ",
+        "Im": "ℑ",
+        "prime": "′",
+    },
 }
 _OPERATORS = {
     **{"le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥", "geq": "≥", "geqslant": "≥", "ne": "≠", "neq": "≠"},
@@ -34,11 +52,56 @@ _OPERATORS = {
     **{"notin": "∉", "subset": "⊂", "subseteq": "⊆", "cup": "∪", "cap": "∩", "setminus": "∖", "to": "→"},
     **{"rightarrow": "→", "leftarrow": "←", "mapsto": "↦", "Rightarrow": "⇒", "implies": "⇒", "iff": "⇔"},
     **{"Leftrightarrow": "⇔", "times": "×", "cdot": "·", "circ": "∘", "pm": "±", "mp": "∓", "otimes": "⊗"},
-    **{"oplus": "⊕", "odot": "⊙", "ast": "∗", "star": "⋆", "forall": "∀", "exists": "∃", "wedge": "∧", "vee": "∨"},
-    **{"mid": "|", "colon": ":", "perp": "⊥", "succeq": "⪰", "preceq": "⪯", "succ": "≻", "prec": "≺", "neg": "¬"},
-    **{"sum": "∑", "prod": "∏", "int": "∫", "bigcup": "⋃", "bigcap": "⋂", "gtrsim": "≳", "lesssim": "≲", "asymp": "≍"},
-    **{"lvert": "|", "rvert": "|", "vert": "|", "lVert": "‖", "rVert": "‖", "Vert": "‖", "|": "‖", "langle": "⟨"},
-    **{"rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉", "{": "{", "}": "}", "backslash": "\\"},
+    **{
+        "oplus": "⊕",
+        "odot": "⊙",
+        "ast": "∗",
+        "star": "⋆",
+        "forall": "∀",
+        "exists": "∃",
+        "wedge": "∧",
+        "vee": "∨",
+    },
+    **{
+        "mid": "|",
+        "colon": ":",
+        "perp": "⊥",
+        "succeq": "⪰",
+        "preceq": "⪯",
+        "succ": "≻",
+        "prec": "≺",
+        "neg": "¬",
+    },
+    **{
+        "sum": "∑",
+        "prod": "∏",
+        "int": "∫",
+        "bigcup": "⋃",
+        "bigcap": "⋂",
+        "gtrsim": "≳",
+        "lesssim": "≲",
+        "asymp": "≍",
+    },
+    **{
+        "lvert": "|",
+        "rvert": "|",
+        "vert": "|",
+        "lVert": "‖",
+        "rVert": "‖",
+        "Vert": "‖",
+        "|": "‖",
+        "langle": "⟨",
+    },
+    **{
+        "rangle": "⟩",
+        "lfloor": "⌊",
+        "rfloor": "⌋",
+        "lceil": "⌈",
+        "rceil": "⌉",
+        "{": "{",
+        "}": "}",
+        "backslash": "\\",
+    },
     **{"lbrace": "{", "rbrace": "}", "#": "#", "%": "%", "&": "&", "_": "_", "$": "$", "not": "̸"},
 }
 _FENCES = frozenset("( ) [ ] { } | ‖ ⟨ ⟩ ⌊ ⌋ ⌈ ⌉".split())
@@ -50,7 +113,16 @@ _FUNCTIONS = frozenset(
     "deg gcd Pr trace diag sign median".split()
 )
 _ACCENTS = {
-    **{"hat": "^", "widehat": "^", "bar": "¯", "overline": "¯", "tilde": "~", "widetilde": "~", "dot": "˙", "vec": "→"},
+    **{
+        "hat": "^",
+        "widehat": "^",
+        "bar": "¯",
+        "overline": "¯",
+        "tilde": "~",
+        "widetilde": "~",
+        "dot": "˙",
+        "vec": "→",
+    },
 }
 _COMBINING = {"^": "̂", "¯": "̄", "~": "̃", "˙": "̇", "→": "⃗"}
 _SPACES = {",": 0.17, ":": 0.22, ";": 0.28, "!": 0.0, " ": 0.33, "quad": 1.0, "qquad": 2.0, "enspace": 0.5}
@@ -58,15 +130,27 @@ _IGNORED = frozenset(
     "displaystyle textstyle scriptstyle limits nolimits big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr "
     "left right middle nonumber rm bf it".split()
 )
-_TEXTS = frozenset("text textrm textit textup mbox mathrm mathop operatorname operatorname* mathsf textsf texttt mathtt".split())
+_TEXTS = frozenset(
+    "text textrm textit textup mbox mathrm mathop operatorname operatorname* mathsf textsf texttt mathtt".split()
+)
 _ALPHABETS = {
-    "mathbb": lambda c: {"R": "ℝ", "N": "ℕ", "Z": "ℤ", "P": "ℙ", "C": "ℂ", "Q": "ℚ", "1": "𝟙"}.get(c)
-    or (chr(0x1D538 + ord(c) - 65) if c.isupper() else c),
-    "mathcal": lambda c: {"B": "ℬ", "E": "ℰ", "F": "ℱ", "H": "ℋ", "I": "ℐ", "L": "ℒ", "M": "ℳ", "R": "ℛ"}.get(c)
-    or (chr(0x1D49C + ord(c) - 65) if c.isupper() else c),
-    "mathbf": lambda c: chr((0x1D400 if c.isupper() else 0x1D41A) + ord(c.lower()) - 97) if c.isalpha() and c.isascii() else c,
+    "mathbb": lambda c: (
+        {"R": "ℝ", "N": "ℕ", "Z": "ℤ", "P": "ℙ", "C": "ℂ", "Q": "ℚ", "1": "𝟙"}.get(c)
+        or (chr(0x1D538 + ord(c) - 65) if c.isupper() else c)
+    ),
+    "mathcal": lambda c: (
+        {"B": "ℬ", "E": "ℰ", "F": "ℱ", "H": "ℋ", "I": "ℐ", "L": "ℒ", "M": "ℳ", "R": "ℛ"}.get(c)
+        or (chr(0x1D49C + ord(c) - 65) if c.isupper() else c)
+    ),
+    "mathbf": lambda c: (
+        chr((0x1D400 if c.isupper() else 0x1D41A) + ord(c.lower()) - 97) if c.isalpha() and c.isascii() else c
+    ),
 }
-_ALPHABETS |= {"mathscr": _ALPHABETS["mathcal"], "boldsymbol": _ALPHABETS["mathbf"], "bm": _ALPHABETS["mathbf"]}
+_ALPHABETS |= {
+    "mathscr": _ALPHABETS["mathcal"],
+    "boldsymbol": _ALPHABETS["mathbf"],
+    "bm": _ALPHABETS["mathbf"],
+}
 
 
 class UnknownTeX(ValueError):
@@ -208,7 +292,11 @@ def _mathml(node: _Node | None) -> str:
     text = escape(node.text)
     if node.kind == "mo":
         # a norm bar may open or close; left to itself, a browser would space it like a relation
-        return f'<mo stretchy="false" lspace="0" rspace="0">{text}</mo>' if node.text in _FENCES else f"<mo>{text}</mo>"
+        return (
+            f'<mo stretchy="false" lspace="0" rspace="0">{text}</mo>'
+            if node.text in _FENCES
+            else f"<mo>{text}</mo>"
+        )
     if node.kind == "name":
         return f'<mi mathvariant="normal">{text}</mi>'
     if node.kind == "text":
@@ -291,7 +379,11 @@ def _plain(node: _Node | None) -> str:
         return f"√{_grouped(node.parts[0])}"
     if node.kind == "over":
         inner = _plain(node.parts[0])
-        return unicodedata.normalize("NFC", inner + _COMBINING[node.text]) if len(inner) == 1 else inner + _COMBINING[node.text]
+        return (
+            unicodedata.normalize("NFC", inner + _COMBINING[node.text])
+            if len(inner) == 1
+            else inner + _COMBINING[node.text]
+        )
     if node.kind == "script":
         base, lower, upper = node.parts
         text = _plain(base)
@@ -319,7 +411,9 @@ def _join(texts: list[str], nodes: tuple[_Node | None, ...]) -> str:
             result = result.rstrip() + text if last.isalnum() or last == "}" else result + text
         else:
             # x^2 y, not x^2y; 1/(2n) ‖w‖
-            apart = text[:1].isalnum() and before in ("script", "frac") or text[:1] == "‖" and before == "frac"
+            apart = (text[:1].isalnum() and before in ("script", "frac")) or (
+                text[:1] == "‖" and before == "frac"
+            )
             result += f" {text}" if apart and result[-1:] != " " else text
         before = node.kind if node is not None else ""
     return result.strip()
@@ -339,7 +433,13 @@ def _convert(statement: str, formula: Callable[[str], str], words: Callable[[str
 
 def _prose(text: str) -> str:
     text = re.sub(r"\\(?:emph|textit|textbf|text)\{([^{}]*)\}", r"\1", text)
-    text = text.replace("``", "“").replace("''", "”").replace("---", "—").replace("--", "–").replace("~", "\u00a0")
+    text = (
+        text.replace("``", "“")
+        .replace("''", "”")
+        .replace("---", "—")
+        .replace("--", "–")
+        .replace("~", "\u00a0")
+    )
     return re.sub(r"\\([%&#_$ ])", r"\1", text)
 
 

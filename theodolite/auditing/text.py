@@ -68,7 +68,9 @@ class Screen:
         for i, line in enumerate(lines):
             head = (label.ljust(_LABEL), style) if i == 0 else (" " * _LABEL, "")
             last = i == len(lines) - 1
-            self.lines.append([head, (line.ljust(_BODY + 2) if last and code else line, ""), (code if last else "", "dim")])
+            self.lines.append(
+                [head, (line.ljust(_BODY + 2) if last and code else line, ""), (code if last else "", "dim")]
+            )
 
 
 def wrap(text: str, width: int, hanging: int = 0) -> list[str]:
@@ -231,14 +233,18 @@ def _table(screen: Screen, report: Report) -> None:
             found = headline(finding)
             shown = found is not None and finding.status not in ("refuted", "not applicable")
             value = str(found[1]) if found is not None and shown else "-"
-            kind = found[1].kind if found is not None and shown else _SHORT.get(finding.status, finding.status)
+            kind = (
+                found[1].kind if found is not None and shown else _SHORT.get(finding.status, finding.status)
+            )
             seconds = f"{finding.seconds:.1f}" if finding.seconds < 99 else f"{finding.seconds:.0f}"
             rows.append(((chapter if i == 0 else "", finding.code, finding.title, value, kind, seconds), ""))
     for cells, style in rows:
         wrapped = [wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
         for k in range(max(map(len, wrapped))):
             parts = [lines[k] if k < len(lines) else "" for lines in wrapped]
-            padded = [p.ljust(w) for p, w in zip(parts[:-1], widths[:-1], strict=True)] + [parts[-1].rjust(widths[-1])]
+            padded = [p.ljust(w) for p, w in zip(parts[:-1], widths[:-1], strict=True)] + [
+                parts[-1].rjust(widths[-1])
+            ]
             screen.add(" ".join(padded), style)
 
 
@@ -251,7 +257,9 @@ def _details(screen: Screen, report: Report) -> None:
             screen.paragraph(f"{readable(name)} {value}{note}", 2)
         for hypothesis in finding.hypotheses:
             reason = hypothesis.verdict.reason
-            screen.paragraph(f"{hypothesis.status}: {hypothesis.name}" + (f" ({reason})" if reason else ""), 2)
+            screen.paragraph(
+                f"{hypothesis.status}: {hypothesis.name}" + (f" ({reason})" if reason else ""), 2
+            )
         if finding.status in ("refuted", "not applicable", "skipped", "failed"):
             screen.paragraph(f"why: {finding.reason}", 2)
         if finding.advice:

@@ -6,11 +6,11 @@ from theodolite.theorems.approximation.regions import ActivationRegions
 from theodolite.theorems.base import Theorem
 from theodolite.theorems.dropout.balancedness import Balancedness
 from theodolite.theorems.generalization.gap import GeneralizationGap
+from theodolite.theorems.generalization.held_out_bound import HeldOutBound
 from theodolite.theorems.generalization.lipschitz import LipschitzBracket
 from theodolite.theorems.generalization.margins import Margins
 from theodolite.theorems.generalization.path_norm import PathNorm
 from theodolite.theorems.generalization.product_norms import ProductNorms
-from theodolite.theorems.generalization.held_out_bound import HeldOutBound
 from theodolite.theorems.information.cross_entropy import CrossEntropy
 from theodolite.theorems.landscape.hessian_top import HessianTop
 from theodolite.theorems.optimality.head_certificate import HeadCertificate

@@ -28,7 +28,9 @@ def require_cost(subject: Subject) -> Cost:
         x = subject.x[:1].to(subject.device)
         return subject.once("forward cost", lambda: forward_cost(subject.graph, x))
     except ValueError as error:
-        raise NotApplicable(f"the model's forward fixes the batch size when it is traced ({error})") from error
+        raise NotApplicable(
+            f"the model's forward fixes the batch size when it is traced ({error})"
+        ) from error
 
 
 def _real_input(subject: Subject) -> Verdict:

@@ -60,7 +60,11 @@ def _interruption(graph: Graph, pair: Pair) -> str:
             return f"{node.where} normalizes its units"
         if node.op in ELEMENTWISE and node.op not in HOMOGENEOUS:
             return f"{node.where} is not positively homogeneous"
-        if node.op == "pad" and node.argument(2, "mode", "constant") == "constant" and node.argument(3, "value"):
+        if (
+            node.op == "pad"
+            and node.argument(2, "mode", "constant") == "constant"
+            and node.argument(3, "value")
+        ):
             return f"{node.where} pads with a constant other than 0"
     return ""
 
@@ -161,7 +165,9 @@ class Balancedness(Theorem):
         measured, _ = _units(subject)
         widest = max(measured, key=lambda u: u.spread or 0.0)
         title = f"units of {widest.layer}"
-        return Chart("histogram", {"units": widest.products.tolist()}, (), "norm in x norm out", "units", title)
+        return Chart(
+            "histogram", {"units": widest.products.tolist()}, (), "norm in x norm out", "units", title
+        )
 
     def advice(self, finding: Finding) -> str:
         """Return what rescaling the units would do."""

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from theodolite.analysis.homogeneity_probes import scaled_parameters
 from theodolite.analysis.parallel_structure import Parallel, parallel_subnetworks
-from theodolite.theorems.base import Finding, Hypothesis, NotApplicable, Theorem, Verdict, by_number, by_structure
+from theodolite.theorems.base import (
+    Finding,
+    Hypothesis,
+    NotApplicable,
+    Theorem,
+    Verdict,
+    by_number,
+    by_structure,
+)
 from theodolite.theorems.hypotheses import (
     HAS_PARAMETERS,
     HOMOGENEOUS_PARAMETERS,
@@ -71,14 +79,18 @@ class ParallelSubnetworks(Theorem):
         """Return the numbers of subnetworks and of zero ones."""
         found = _structure(subject)
         enough = subject.n * subject.n_outputs
-        width = f"r = {found.count:,} {'>' if found.count > enough else '<='} NK = {enough:,} training outputs"
+        width = (
+            f"r = {found.count:,} {'>' if found.count > enough else '<='} NK = {enough:,} training outputs"
+        )
         zero = (
             "with a regularizer of the network's degree and a convex differentiable loss, a local minimum with a zero "
             "subnetwork is global; that these weights are a local minimum no computation can prove, so this certifies nothing"
         )
         return {
             "subnetworks": Value.exact(found.count, note=f"{found.reason}; {width}"),
-            "zero_subnetworks": Value.exact(found.zero, note=zero if found.zero else f"none is zero throughout; {zero}"),
+            "zero_subnetworks": Value.exact(
+                found.zero, note=zero if found.zero else f"none is zero throughout; {zero}"
+            ),
         }
 
     def advice(self, finding: Finding) -> str:

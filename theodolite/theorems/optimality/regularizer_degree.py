@@ -36,7 +36,9 @@ def _degrees_match(subject: Subject) -> Verdict:
     reason = f"weight decay has degree 2, the network {degree:g}"
     condition = _zero_is_a_minimum(subject) if degree > DECAY_DEGREE and found.proved else None
     if condition is None:
-        linear = "; where the outputs are linear in the parameters the objective is convex without any theorem"
+        linear = (
+            "; where the outputs are linear in the parameters the objective is convex without any theorem"
+        )
         return by_structure(False, witness={"degree": degree}, reason=reason + linear * (degree == 1.0))
     at_zero, here = _objectives(subject)
     compared = f"objective {format_number(at_zero)} there, {format_number(here)} at these weights"
@@ -118,7 +120,9 @@ class RegularizerDegree(Theorem):
         found = homogeneity_of(subject, "parameters")
         values = {
             "degree": found.to_value(),
-            "regularizer_degree": Value.exact(DECAY_DEGREE, note="weight decay w/2 ||W||^2 on all trainable parameters"),
+            "regularizer_degree": Value.exact(
+                DECAY_DEGREE, note="weight decay w/2 ||W||^2 on all trainable parameters"
+            ),
         }
         excess = _excess(subject)
         if excess is not None:
