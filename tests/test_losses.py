@@ -47,10 +47,11 @@ def test_derivatives_are_autograds(which, scale):
     loss = losses(scale=scale)[which]
     Z = normal(*loss.shape, seed=5).requires_grad_()
     direction = normal(*loss.shape, seed=6)
-    if which == 0:
-        value = scale / 2 * (loss.Y - Z).square().sum()
-    else:
-        value = scale * F.cross_entropy(Z, loss.y, reduction="sum")
+    value = (
+        scale / 2 * (loss.Y - Z).square().sum()
+        if which == 0
+        else scale * F.cross_entropy(Z, loss.y, reduction="sum")
+    )
     (gradient,) = torch.autograd.grad(value, Z, create_graph=True)
     torch.testing.assert_close(loss.gradient(Z.detach()), gradient.detach(), rtol=1e-12, atol=1e-14)
     (second,) = torch.autograd.grad((gradient * direction).sum(), Z)

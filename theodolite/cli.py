@@ -6,9 +6,10 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -65,22 +66,43 @@ def main() -> None:
 
 @main.command()
 @click.argument("model", required=False)
-@click.option("--data", metavar="SPEC", help="'digits', a .npz file with x and y (or x_train, y_train, x_test, y_test), or a .csv file whose last column is the target.")  # fmt: skip
+@click.option(
+    "--data",
+    metavar="SPEC",
+    help="'digits', a .npz file with x and y (or x_train, y_train, x_test, y_test), "
+    "or a .csv file whose last column is the target.",
+)
 @click.option("--loss", metavar="LOSS", help="cross_entropy or mse; guessed from the targets.")
-@click.option("--weight-decay", metavar="W", help="Coefficient of the coupled weight decay that the model was trained with.")  # fmt: skip
+@click.option(
+    "--weight-decay",
+    metavar="W",
+    help="Coefficient of the coupled weight decay that the model was trained with.",
+)
 @click.option("--html", metavar="FILE", help="Write the report as one self-contained HTML page.")
 @click.option("--json", "json_", metavar="FILE", help="Write the report as JSON.")
-@click.option("--fail-on", metavar="GATE", multiple=True, help="Exit with 1 unless the finding CODE is certified or conditional, or when a comparison such as 'GEN003.path_norm.upper > 50' is true. May be repeated.")  # fmt: skip
+@click.option(
+    "--fail-on",
+    metavar="GATE",
+    multiple=True,
+    help="Exit with 1 unless the finding CODE is certified or conditional, "
+    "or when a comparison such as 'GEN003.path_norm.upper > 50' is true. May be repeated.",
+)
 @click.option("--only", metavar="CODES", multiple=True, help="Run these theorems alone, as in OPT001,GEN003.")
 @click.option("--skip", metavar="CODES", multiple=True, help="Leave these theorems out.")
 @click.option(
     "--try/--no-try", "remedies", default=True, help="Whether to try remedies on a copy of the model."
 )
-@click.option("--save", metavar="FILE", help="Write the model that the best remedy made: .pt for its weights, .pt2 for its program.")  # fmt: skip
+@click.option(
+    "--save",
+    metavar="FILE",
+    help="Write the model that the best remedy made: .pt for its weights, .pt2 for its program.",
+)
 @click.option("--budget", metavar="TIME", help="Begin nothing new after this time: 60s, 5m, 1h.")
 @click.option("--device", metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, mps.")
 @click.option("--seed", metavar="N", default="0", help="Every random draw follows from it (0).")
-@click.option("--verbose", "-v", is_flag=True, help="Also print every value, its note, and what does not apply and why.")  # fmt: skip
+@click.option(
+    "--verbose", "-v", is_flag=True, help="Also print every value, its note, and what does not apply and why."
+)
 @click.pass_context
 def audit(ctx: click.Context, model: str | None, **options: Any) -> None:
     """Audit a model on data, and say what to do next.
@@ -163,21 +185,28 @@ def _bundled(
 
 
 def _deliver(report: Report, options: dict[str, Any], wanted: Sequence[Gate]) -> int:
-    """Write the files, print the screen and judge the gates."""
+    """Write the files, print the screen and judge the gates; a disk that is full loses no screen."""
     from theodolite.auditing import text
     from theodolite.auditing.files import write_atomically
+    from theodolite.theorems.subject import InputError
 
-    files = []
-    if options["html"]:
-        report.to_html(options["html"])
-        files.append(options["html"])
-    if options["json_"]:
-        report.to_json(options["json_"])
-        files.append(options["json_"])
-    if options["save"] and report.remedies:
-        write_atomically(options["save"], report.remedies[0].save)
-        files.append(options["save"])
+    writers: dict[str, tuple[str | None, Callable[[str], Any]]] = {
+        "--html": (options["html"], report.to_html),
+        "--json": (options["json_"], report.to_json),
+    }
+    if report.remedies:
+        writers["--save"] = (options["save"], lambda path: write_atomically(path, report.remedies[0].save))
+    files, problems = [], []
+    for option, (path, write) in writers.items():
+        if path is not None:
+            try:
+                write(path)
+                files.append(path)
+            except InputError as error:
+                problems.append(f"{option}: {str(error).removeprefix('save: ')}")
     _show(text.render(report, verbose=options["verbose"], files=files))
+    if problems:
+        raise Refusal("; ".join(problems))
     if options["save"] and not report.remedies:
         click.echo(f"--save: nothing was written to {options['save']}, because no remedy helped.", err=True)
     if not report.complete:
@@ -191,14 +220,22 @@ def _deliver(report: Report, options: dict[str, Any], wanted: Sequence[Gate]) ->
 
 def _show(screen: Any) -> None:
     """Print with styles on a terminal, plainly elsewhere and in what the encoding can say."""
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and _speaks_unicode():
         from rich.console import Console
 
         Console(width=max(80, Console().width), highlight=False, soft_wrap=True).print(screen.rich())
         return
-    encoding = sys.stdout.encoding or "utf-8"
-    plain = screen.plain
-    if encoding.lower().replace("-", "") != "utf8":
+    _echo(screen.plain)
+
+
+def _speaks_unicode() -> bool:
+    return (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+
+
+def _echo(plain: str) -> None:
+    """Print text in what the encoding of standard output can say."""
+    if not _speaks_unicode():
+        encoding = sys.stdout.encoding
         plain = plain.replace(" · ", " | ").replace("±", "+-").encode(encoding, "replace").decode(encoding)
     click.echo(plain)
 
@@ -230,8 +267,8 @@ def _check_outputs(options: dict[str, Any]) -> None:
         if not path:
             raise Refusal(f"{option}: expected the name of a file, got an empty one")
         check_writable(path, option)
-    if len(set(given.values())) < len(given):
-        raise Refusal(f"{', '.join(given)}: expected different files, got the same name twice")
+    if len({os.path.realpath(path) for path in given.values()}) < len(given):
+        raise Refusal(f"{', '.join(given)}: expected different files, got the same one twice")
     if options["save"] is not None:
         if not options["remedies"]:
             raise Refusal("--save: needs the remedies that --no-try leaves out")
@@ -295,4 +332,4 @@ def explain(code: str) -> None:
     theorem = BY_CODE.get(code.upper())
     if theorem is None:
         raise Refusal(f"CODE: {unknown_code(code, list(BY_CODE))}")
-    click.echo(explanation(theorem))
+    _echo(explanation(theorem))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import builders
@@ -78,7 +79,7 @@ def test_solution_is_the_optimum_and_the_bound_touches_it(which, bias, shifted):
     assert solved.dual_bound <= truth + 1e-12
     assert 0.0 <= solved.gap < 1e-9
     assert [i for i, _, _ in seen] == list(range(len(seen)))
-    assert all(a[1] > b[1] for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a[1] > b[1] for a, b in itertools.pairwise(seen))
     assert all(bound <= truth + 1e-10 for _, _, bound in seen)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from theodolite.analysis.graph import Graph, trace
 from theodolite.analysis.homogeneity_probes import scaled_parameters
-from theodolite.analysis.homogeneity_rules import CONSTANT, Interpreter, Scaling
+from theodolite.analysis.homogeneity_rules import Interpreter
+from theodolite.analysis.scaling import CONSTANT, Scaling
 
 C, D = 4, 6  # every tensor has shape (n, C, D)
 ALPHAS = (0.5, 2.0, 8.0, 3.0)

@@ -172,7 +172,7 @@ def test_remove_units_keeps_the_function(kind, removed):
 
 
 def test_test_data_are_never_looked_at():
-    x, y = builders.digits()
+    _x, _y = builders.digits()
     plain = try_all(subject())
     poisoned = subject(test=(torch.full((50, 64), 1e30), torch.zeros(50, dtype=torch.int64)))
     assert [o.to_dict() for o in try_all(poisoned)] == [o.to_dict() for o in plain]
@@ -337,7 +337,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path):
 def test_an_untraceable_model_cannot_be_saved_as_a_program(tmp_path):
     from theodolite.remedies.saving import save_model
 
-    with pytest.raises(InputError, match="cannot be exported to .pt2"):
+    with pytest.raises(InputError, match=r"cannot be exported to \.pt2"):
         save_model(nets.branching_net, tmp_path / "a.pt2", builders.digits()[0][:2])
     with pytest.raises(InputError, match="expected an example input"):
         save_model(nets.relu_net, tmp_path / "a.pt2")

@@ -302,7 +302,11 @@ def trace(model: nn.Module, x: Tensor) -> Graph:
         lines = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {lines[0]}"
         return Graph(model, [], None, "modules", reason, model.training)
-    return _convert(model, program)
+    graph = _convert(model, program)
+    if _fixes_the_batch(program):  # such a graph would silently leave out every further sample
+        reason = f"its forward fixes the number of samples, to the {len(x)} of the example"
+        return Graph(model, [], None, "modules", reason, model.training)
+    return graph
 
 
 def _export(model: nn.Module, x: Tensor) -> Any:
@@ -318,6 +322,17 @@ def _export(model: nn.Module, x: Tensor) -> Any:
             return program.run_decompositions({})  # functionalizes, decomposes nothing
         finally:
             logging.disable(silenced)
+
+
+def _fixes_the_batch(program: Any) -> bool:
+    """Return whether the program holds for the traced batch size alone (a loop over samples, say)."""
+    names = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
+    for raw in program.graph.nodes:
+        if raw.op == "placeholder" and raw.name in names:
+            size = raw.meta["val"].shape[0]
+            if isinstance(size, int) or size.node.maybe_as_int() is not None:
+                return True
+    return False
 
 
 def _convert(model: nn.Module, program: Any) -> Graph:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from theodolite.analysis.graph import Graph, trace
 from theodolite.analysis.homogeneity_probes import Probe, cuda_devices, probe, scaled_parameters
-from theodolite.analysis.homogeneity_rules import CONSTANT, Fault, Interpreter, Scaling
+from theodolite.analysis.homogeneity_rules import Interpreter
+from theodolite.analysis.scaling import CONSTANT, Fault, Scaling
 from theodolite.value import Value
 
 Variables = Literal["parameters", "input"]
@@ -44,7 +45,8 @@ class Homogeneity:
         At most one is true; neither when the question is open.
     witness : dict or None
         ``layer`` and ``layer_type`` of the first layer for which no rule gives a degree, ``why``, and
-        whether it is ``final`` (no parameters after it); when refuted also ``alpha``, ``ratio`` (f(alpha w) / f(w)), ``expected``, ``sample``, ``output``.
+        whether it is ``final`` (no parameters after it); when refuted also
+        ``alpha``, ``ratio`` (f(alpha w) / f(w)), ``expected``, ``sample``, ``output``.
     reason : str
         One sentence for the report.
     probe_error : float

@@ -11,62 +11,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from theodolite.analysis.graph import Graph, Node
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Why an operation's output is not shown to be homogeneous.
-
-    Attributes
-    ----------
-    layer, layer_type : str
-        Qualified name and class of the module that runs it.
-    where, why : str
-        One sentence in two halves: the layer, and what it does.
-    order : int
-        Position in the order of execution.
-    """
-
-    layer: str
-    layer_type: str
-    where: str
-    why: str
-    order: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """How a tensor answers to the scaling of the variables.
-
-    Attributes
-    ----------
-    degree : float
-        Its degree; with a fault, the degree that it would have without it.
-    free : bool
-        Whether every degree fits: all entries are 0 or infinite.
-    fault : Fault or None
-        The first reason in the order of execution why the degree is not proved.
-    """
-
-    degree: float = 0.0
-    free: bool = False
-    fault: Fault | None = None
-
-    @property
-    def constant(self) -> bool:
-        """Whether the tensor is shown not to change at all."""
-        return self.fault is None and (self.free or self.degree == 0.0)
-
-
-CONSTANT = Scaling()
-FREE = Scaling(free=True)
+from theodolite.analysis.scaling import (
+    CONSTANT,
+    FREE,
+    Fault,
+    Scaling,
+    degree_zero,
+    first_fault,
+    power,
+    product,
+    scaling_of_constant,
+)
 
 # Operations of degree 1 in their first argument: linear maps, selections, order statistics, norms.
 # Their other arguments (indices, grids, sizes) must be constant.
@@ -149,7 +109,8 @@ class Interpreter:
 
     def run(self) -> Mapping[Node, Scaling]:
         """Return the scaling of every node."""
-        for self.order, node in enumerate(self.graph.nodes):
+        for order, node in enumerate(self.graph.nodes):
+            self.order = order
             found = self._leaf(node) if node.is_leaf else _RULES.get(node.op, _unknown)(self, node)
             if (
                 found.fault
@@ -199,36 +160,6 @@ class Interpreter:
 
 
 Rule = Callable[[Interpreter, Node], Scaling]
-
-
-def first_fault(parts: Iterable[Scaling]) -> Fault | None:
-    """Return the earliest fault of some scalings."""
-    return min((p.fault for p in parts if p.fault), key=lambda fault: fault.order, default=None)
-
-
-def scaling_of_constant(value: Tensor) -> Scaling:
-    """Return the scaling of a tensor that does not change: free when it has only zeros and infinities."""
-    return FREE if bool(((value == 0) | torch.isinf(value)).all()) else CONSTANT
-
-
-def product(parts: Iterable[Scaling]) -> Scaling:
-    """Return the scaling of a product, of matrices too."""
-    parts = list(parts)
-    fault = first_fault(parts)
-    if fault is None and any(p.free for p in parts):
-        return FREE
-    return Scaling(sum(p.degree for p in parts), fault=fault)
-
-
-def power(base: Scaling, exponent: float) -> Scaling:
-    """Return the scaling of a power with a constant exponent."""
-    if base.free:
-        return CONSTANT if exponent == 0 else FREE
-    return replace(base, degree=base.degree * exponent)
-
-
-def _degree_zero(found: Scaling) -> Scaling:
-    return replace(found, degree=0.0, free=False)
 
 
 def _operands(node: Node) -> list[Any]:
@@ -309,18 +240,18 @@ def _extremum(i: Interpreter, node: Node) -> Scaling:
 def _getitem(i: Interpreter, node: Node) -> Scaling:
     source, index = node.args
     if source.op in _WITH_INDICES and index == 1:
-        return _degree_zero(i.of(source))
+        return degree_zero(i.of(source))
     return power(i.of(source), 0.5) if source.op == "var_mean" and index == 1 else i.of(source)
 
 
 def _norm(i: Interpreter, node: Node) -> Scaling:
     found = i.of(node.args[0])
-    return _degree_zero(found) if node.argument(1, "p" if node.op == "norm" else "ord") == 0 else found
+    return degree_zero(found) if node.argument(1, "p" if node.op == "norm" else "ord") == 0 else found
 
 
 def _distance(i: Interpreter, node: Node) -> Scaling:
     found = i.join(node, node.args[:2], "compares")
-    return _degree_zero(found) if node.argument(2, "p", 2) == 0 else found
+    return degree_zero(found) if node.argument(2, "p", 2) == 0 else found
 
 
 def _limited(i: Interpreter, node: Node) -> Scaling:
@@ -374,7 +305,7 @@ def _cast(i: Interpreter, node: Node) -> Scaling:
         (a for a in (*node.args, *node.kwargs.values()) if isinstance(a, torch.dtype)), torch.float64
     )
     if dtype is torch.bool:
-        return _degree_zero(found)
+        return degree_zero(found)
     if dtype.is_floating_point or dtype.is_complex:
         return found
     return i.fault(node, "rounds to integers", found.degree, found)
@@ -434,7 +365,7 @@ def _attention(i: Interpreter, node: Node) -> Scaling:
 def _normalized(i: Interpreter, node: Node, x: Any, weight: Any, bias: Any, eps: float | None) -> Scaling:
     """Division by the input's own deviation: of degree 0, exactly only if eps = 0."""
     found = i.of(x)
-    part = found if found.free else _degree_zero(found)
+    part = found if found.free else degree_zero(found)
     if eps != 0.0 and not found.constant:
         shown = "a positive eps" if eps is None else f"eps = {eps:g}"
         part = i.fault(node, f"adds {shown} to the variance of a term of degree {found.degree:g}", 0.0, found)
@@ -454,9 +385,9 @@ def _scaled(i: Interpreter, node: Node, part: Scaling, weight: Any, bias: Any) -
 def _batch_norm(i: Interpreter, node: Node) -> Scaling:
     a = node.args
     if isinstance(a[3], bool):  # the variant without running statistics
-        return _normalized(i, node, *a[:3], a[5])
+        return _normalized(i, node, a[0], a[1], a[2], a[5])
     training = node.op != "_native_batch_norm_legit_no_training" and a[5]
-    return _normalized(i, node, *a[:3], a[7]) if training else _standardized(i, node, *a[:5])
+    return _normalized(i, node, a[0], a[1], a[2], a[7]) if training else _standardized(i, node, *a[:5])
 
 
 def _layer_norm(i: Interpreter, node: Node) -> Scaling:
@@ -477,7 +408,7 @@ def _table() -> Iterator[tuple[str | Iterable[str], Rule]]:
     yield "full full_like new_full fill scalar_tensor", _filled
     yield _PRODUCTS, lambda i, n: product(map(i.of, _operands(n)))
     yield _JOINS, lambda i, n: i.join(n, _operands(n), "compares" if n.op.startswith("clamp") else "combines")
-    yield _COMPARISONS, lambda i, n: _degree_zero(i.join(n, n.args[:2], "compares"))
+    yield _COMPARISONS, lambda i, n: degree_zero(i.join(n, n.args[:2], "compares"))
     yield _POWERS, lambda i, n: power(i.of(n.args[0]), _POWERS[n.op])
     yield _AFFINE, lambda i, n: _with_bias(i, n, product(map(i.of, n.args[:2])), n.argument(2, "bias"))
     yield "bilinear", lambda i, n: _with_bias(i, n, product(map(i.of, n.args[:3])), n.argument(3, "bias"))
@@ -499,7 +430,7 @@ def _table() -> Iterator[tuple[str | Iterable[str], Rule]]:
     yield "_to_copy to", _cast
     yield "copy", _copy
     yield "embedding_bag", _embedding_bag
-    yield "_weight_norm", lambda i, n: product([_degree_zero(i.of(n.args[0])), i.of(n.args[1])])
+    yield "_weight_norm", lambda i, n: product([degree_zero(i.of(n.args[0])), i.of(n.args[1])])
     yield "scaled_dot_product_attention", _attention
     yield "layer_norm native_layer_norm group_norm", _layer_norm
     yield (
@@ -509,7 +440,9 @@ def _table() -> Iterator[tuple[str | Iterable[str], Rule]]:
     yield (
         "instance_norm",
         lambda i, n: (
-            _normalized(i, n, *n.args[:3], n.args[7]) if n.args[5] else _standardized(i, n, *n.args[:5])
+            _normalized(i, n, n.args[0], n.args[1], n.args[2], n.args[7])
+            if n.args[5]
+            else _standardized(i, n, *n.args[:5])
         ),
     )
     yield (

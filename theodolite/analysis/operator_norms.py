@@ -31,7 +31,7 @@ from theodolite.value import Value
 _DENSE = 2048  # longest side of a matrix that is formed
 
 ACTIVATIONS: dict[str, float] = {
-    **dict.fromkeys("relu relu6 hardtanh tanh abs neg sin cos atan softplus softshrink celu".split(), 1.0),
+    **dict.fromkeys("relu relu6 hardtanh tanh abs neg sin cos atan softshrink".split(), 1.0),
     **dict.fromkeys("logsigmoid log_sigmoid".split(), 1.0),
     "sigmoid": 0.25,
     "hardsigmoid": 1.0 / 6.0,
@@ -41,6 +41,8 @@ ACTIVATIONS: dict[str, float] = {
     "selu": 1.758100,
     "hardswish": 1.5,
 }
+# softplus jumps by about exp(-threshold) to the identity; PyTorch's default makes that 2e-9, like a rounding
+_SOFTPLUS_THRESHOLD = 20.0
 GELU = {"none": 1.128905, "tanh": 1.128994}  # the exact one is 1 / 2 + erf(1) / 2 + exp(-1) / sqrt(pi)
 
 # operations that move, copy or drop entries of their one data argument
@@ -90,7 +92,7 @@ def operation_norm(node: Node, constants: Constants) -> Value:
     op, source = node.op, constants.data_inputs(node)[0]
     if is_rearrangement(node):
         return Value.bound(0.0, 1.0)
-    if op in _REPEATS:
+    if op in _REPEATS and not _is_uneven(node):
         factor = math.sqrt(size_of(node) / size_of(source))
         return Value.bound(factor, factor)
     if op in pooling.PADS:
@@ -130,6 +132,11 @@ def operation_norm(node: Node, constants: Constants) -> Value:
     return Value.bound(0.0, _activation(node, constants))
 
 
+def _is_uneven(node: Node) -> bool:
+    """Whether entries are repeated as often as a tensor says, so not all of them equally often."""
+    return node.op == "repeat_interleave" and not isinstance(node.args[1], int)
+
+
 def _along_axis(node: Node) -> bool:
     return len(node.args) == 1 or isinstance(node.args[1], int)
 
@@ -144,7 +151,12 @@ def _activation(node: Node, constants: Constants) -> float:
         alpha, scale, input_scale = (
             float(node.argument(i, name, 1.0)) for i, name in enumerate(("alpha", "scale", "input_scale"), 1)
         )
-        return abs(scale) * max(1.0, abs(alpha * input_scale))
+        if input_scale >= 0.0:
+            return abs(scale) * max(1.0, abs(alpha * input_scale))
+    if op == "celu" and float(node.argument(1, "alpha", 1.0)) > 0.0:
+        return 1.0
+    if op == "softplus" and float(node.argument(2, "threshold", 20.0)) >= _SOFTPLUS_THRESHOLD:
+        return 1.0
     if op == "leaky_relu":
         return max(1.0, abs(float(node.argument(1, "negative_slope", 0.01))))
     if op == "prelu" and not constants.depends(node.args[1]):

@@ -335,7 +335,7 @@ def _by_number(node: Node) -> bool:
 def _constants(node: Node, count: int = 1) -> tuple[Any, ...]:
     """Return the arguments that are not nodes; the number of groups as one of ``count`` blocks sees it."""
     values = [None if isinstance(a, Node) else a for a in node.args]
-    if node.op in _LAYERS and node.op != "linear" and len(values) > 6:
+    if node.op in _LAYERS and node.op != "linear" and len(values) > 6 and isinstance(values[6], int):
         values[6] = values[6] // math.gcd(values[6], count)
     return tuple(str(v) for v in values), str(
         sorted((k, str(v)) for k, v in node.kwargs.items() if not isinstance(v, Node))

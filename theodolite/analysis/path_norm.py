@@ -202,8 +202,10 @@ class _Paths:
         mass = self.mass[source]
         if op in _POSITIVE or self._is_leaky(node):
             return mass
+        if is_copy(node) or (op == "getitem" and source.op in pooling.MAX_POOLS):
+            return mass  # of a maximum and its place, only the maximum has a mass
         if is_rearrangement(node) or op in _COPYING:
-            return mass if is_copy(node) else self.replay(node)
+            return self.replay(node)
         if op in ("add", "sub", "rsub"):
             alpha = abs(float(node.argument(2, "alpha", 1))) ** q
             first, second = self.term(node.args[0]), self.term(node.args[1])
@@ -252,8 +254,9 @@ class _Paths:
             if isinstance(item, (tuple, list)):
                 return type(item)(fill(part) for part in item)
             if isinstance(item, Node) and self._is_real(item):
-                term: Tensor = self.term(item)
-                return term.contiguous()  # a copy that was skipped may have stood for this
+                term = self.term(item)
+                # a copy that was skipped may have stood for this; several results stay as they are
+                return term.contiguous() if isinstance(term, Tensor) else term
             return self.constants.value(item)
 
         assert node.function is not None

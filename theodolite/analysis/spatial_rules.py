@@ -170,7 +170,8 @@ def _lines(
 
 def _split(size: int, below: int, new_shape: tuple[int, ...]) -> list[int]:
     """Return the factors into which a reshape cuts a dimension with ``below`` entries under each index."""
-    cuts, product = [], 1
+    cuts: list[int] = []
+    product = 1
     for new in reversed(new_shape):
         product *= new
         cut = product // below

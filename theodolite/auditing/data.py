@@ -93,6 +93,8 @@ def _load(data: Any, seed: int) -> Data:
     if isinstance(data, Data):
         return data
     if isinstance(data, (str, Path)):
+        if data == "":
+            raise InputError(f"data: expected {ACCEPTED}, got an empty name")
         return digits() if data == "digits" else readers.read(Path(data))
     if isinstance(data, Mapping):
         return _from_mapping(data, seed)
@@ -225,10 +227,10 @@ def _words(y: Any) -> np.ndarray[Any, Any] | None:
 @contextlib.contextmanager
 def preserved_random_state() -> Iterator[None]:
     """Keep the global random states of torch, numpy and Python as they are."""
-    states = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
         finally:
             random.setstate(states[0])
-            np.random.set_state(states[1])
+            np.random.set_state(states[1])  # noqa: NPY002

@@ -110,7 +110,8 @@ def _from_loader(loader: DataLoader[Any], byte_cap: int) -> Data:
 def _until_cap(
     pairs: Iterator[tuple[Tensor, Tensor]], byte_cap: int
 ) -> tuple[list[tuple[Tensor, Tensor]], bool]:
-    kept, size = [], 0
+    kept: list[tuple[Tensor, Tensor]] = []
+    size = 0
     for pair in pairs:
         size += _bytes(pair[0])
         if kept and size > byte_cap:

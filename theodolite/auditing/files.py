@@ -1,4 +1,4 @@
-"""Output files: checked before the work begins, and never left half-written."""
+"""Files: inputs found or refused, outputs checked before the work and never left half-written."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ from pathlib import Path
 from theodolite.theorems.subject import InputError
 
 
+def check_readable(path: Path, argument: str) -> None:
+    """Refuse a path at which there is no file.
+
+    Raises
+    ------
+    InputError
+        One sentence that names the argument and the path.
+    """
+    try:
+        mode = _status(path)
+    except OSError as error:
+        raise InputError(f"{argument}: {path}: {error.strerror or error}") from error
+    if not mode or stat.S_ISDIR(mode):
+        raise InputError(f"{argument}: {path}: {'is a folder' if mode else 'there is no such file'}")
+
+
 def check_writable(path: str | Path, option: str) -> None:
     """Refuse a path at which no file can be written.
 
@@ -20,17 +36,17 @@ def check_writable(path: str | Path, option: str) -> None:
         One sentence that names the option and the path.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{option}: {path} is a folder, expected the name of a file")
-    if _is_special(path):
-        return
-    folder = _target(path).parent
-    if not folder.is_dir():
-        raise InputError(f"{option}: cannot write {path}: there is no folder {folder}")
     try:
+        if stat.S_ISDIR(_status(path)):
+            raise InputError(f"{option}: {path} is a folder, expected the name of a file")
+        if _is_special(path):
+            return
+        folder = _target(path).parent
+        if not stat.S_ISDIR(_status(folder)):
+            raise InputError(f"{option}: cannot write {path}: there is no folder {folder}")
         handle, name = tempfile.mkstemp(dir=folder, prefix=".theodolite-")
     except OSError as error:
-        raise InputError(f"{option}: cannot write {path}: {error.strerror}") from error
+        raise InputError(f"{option}: cannot write {path}: {error.strerror or error}") from error
     os.close(handle)
     os.unlink(name)
 
@@ -79,11 +95,16 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _is_special(path: Path) -> bool:
+def _status(path: Path) -> int:
+    """Return the mode of what is at a path, 0 if nothing is; OSError if the name itself cannot be."""
     try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+def _is_special(path: Path) -> bool:
+    mode = _status(path)
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 

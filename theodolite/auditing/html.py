@@ -139,7 +139,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     return [
         (
             "Model",
-            f"{text.plural(model['layers'], 'layer')}, {text.plural(model['parameters'], 'parameter')} ({model['dtype'] or 'none'})",
+            f"{text.plural(model['layers'], 'layer')}, {text.plural(model['parameters'], 'parameter')} "
+            f"({model['dtype'] or 'none'})",
         ),
         ("Data", f"{data['name'] or 'arrays'}: {data['n_train']:,} training{test} samples, each {shape}"),
         (
@@ -148,7 +149,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ),
         (
             "Audit",
-            f"theodolite {_version()}, seed {report.seed}, {report.seconds:.1f}\u00a0s on {report.environment.get('device', '?')}",
+            f"theodolite {_version()}, seed {report.seed}, {report.seconds:.1f}\u00a0s "
+            f"on {report.environment.get('device', '?')}",
         ),
     ]
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from theodolite.auditing.files import check_readable
 from theodolite.theorems.subject import InputError
 
 ACCEPTED = "path.py:attr, path.py:factory(), pkg.mod:attr or pkg.mod:factory()"
@@ -64,10 +65,7 @@ def open_model(spec: str) -> Iterator[nn.Module]:
     path, modules = list(sys.path), dict(sys.modules)
     folders: list[Path] = []
     try:
-        if source.endswith(".py"):
-            module = _run_file(Path(source), folders)
-        else:
-            module = _import_module(source)
+        module = _run_file(Path(source), folders) if source.endswith(".py") else _import_module(source)
         yield _model(module, source, attribute)
     finally:
         sys.path[:] = path
@@ -81,7 +79,7 @@ def _split(spec: str) -> tuple[str, str]:
         raise InputError(f"MODEL: {spec!r} is of a kind that cannot be loaded; expected {ACCEPTED}")
     if not colon or not source or not attribute:
         hint = ""
-        if spec.endswith(".py") and Path(spec).is_file():
+        if spec.endswith(".py"):
             hint = f"; say which of its names is the model, as in {spec}:model"
         raise InputError(f"MODEL: expected {ACCEPTED}, got {spec!r}{hint}")
     if not _ATTRIBUTE.fullmatch(attribute):
@@ -93,9 +91,7 @@ def _split(spec: str) -> tuple[str, str]:
 
 
 def _run_file(path: Path, folders: list[Path]) -> types.ModuleType:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise InputError(f"MODEL: {path}: {what}")
+    check_readable(path, "MODEL")
     path = path.resolve()
     folder = path.parent
     folders.append(folder)
@@ -155,8 +151,8 @@ def _execute(run: Any, path: Path | None) -> Any:
     try:
         return run()
     except SyntaxError as error:
-        where = _short(error.filename, path)
-        raise InputError(f"MODEL: {where}, line {error.lineno}: is not valid Python ({error.msg})") from error
+        where = _short(error.filename, path) + (f", line {error.lineno}:" if error.lineno else "")
+        raise InputError(f"MODEL: {where} is not valid Python ({error.msg})") from error
     except SystemExit as error:
         raise InputError(
             f"MODEL: {_place(error, path)} ended the program (SystemExit) when it was loaded"
@@ -201,7 +197,7 @@ def _model(module: types.ModuleType, source: str, attribute: str) -> nn.Module:
     if call:
         if not callable(found):
             raise InputError(
-                f"MODEL: {label}: {names[-1]} is a {type(found).__name__}, which cannot be called"
+                f"MODEL: {label}: {names[-1]} is {_a(type(found).__name__)}, which cannot be called"
             )
         file = getattr(module, "__file__", None)
         if isinstance(found, nn.Module):
@@ -209,7 +205,7 @@ def _model(module: types.ModuleType, source: str, attribute: str) -> nn.Module:
         found = _execute(found, Path(file) if file else None)
         if not isinstance(found, nn.Module):
             raise InputError(
-                f"MODEL: {label}: expected it to return a torch.nn.Module, got {type(found).__name__}"
+                f"MODEL: {label}: expected it to return a torch.nn.Module, got {_a(type(found).__name__)}"
             )
         return found
     if isinstance(found, nn.Module):
@@ -220,10 +216,17 @@ def _model(module: types.ModuleType, source: str, attribute: str) -> nn.Module:
         )
     if callable(found):
         raise InputError(f"MODEL: {label} is a function; write {label}() to call it")
-    what = f"a {type(found).__name__}"
+    what = _a(type(found).__name__)
     if isinstance(found, dict):
         what = "a dict, weights without a network, it seems"
     raise InputError(f"MODEL: {label}: expected a torch.nn.Module, got {what}")
+
+
+def _a(noun: str) -> str:
+    """Return the noun with its article; None stands alone."""
+    if noun == "NoneType":
+        return "None"
+    return f"{'an' if noun[:1].lower() in 'aeio' else 'a'} {noun}"
 
 
 def _missing(holder: Any, source: str, parents: list[str], name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from theodolite.auditing.data import Data, pick_arrays
+from theodolite.auditing.files import check_readable
 from theodolite.theorems.subject import InputError
 
 Array = np.ndarray[Any, Any]
@@ -39,8 +40,7 @@ def read(path: Path) -> Data:
     name = path.name.lower()
     if not name.endswith((".npz", ".csv", ".csv.gz")):
         raise InputError(f"data: expected 'digits', a .npz or a .csv file, got {str(path)!r}")
-    if not path.is_file():
-        raise InputError(f"data: {path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
+    check_readable(path, "data")
     try:
         found = _read_npz(path) if name.endswith(".npz") else _read_csv(path)
     except OSError as error:
@@ -53,7 +53,12 @@ def read(path: Path) -> Data:
 
 def _read_npz(path: Path) -> Data:
     if not zipfile.is_zipfile(path):
-        raise InputError(f"data: {path}: is not a .npz file (a zip archive of numpy arrays)")
+        with path.open("rb") as file:
+            cut = file.read(2) == b"PK"
+        what = (
+            "is a .npz file without its end" if cut else "is not a .npz file (a zip archive of numpy arrays)"
+        )
+        raise InputError(f"data: {path}: {what}")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: _array(archive, name, path) for name in archive.files}
@@ -150,7 +155,9 @@ def _is_number(cell: str) -> bool:
 
 def _check(where: str, x: Array, y: Array) -> None:
     """Refuse what could not be audited, naming the file."""
-    if x.ndim == 0 or len(x) == 0:
+    if x.ndim == 0:
+        raise InputError(f"data: {where}: expected one row of x a sample, got a scalar")
+    if len(x) == 0:
         raise InputError(f"data: {where}: expected at least one sample, got none")
     if y.ndim == 0 or len(x) != len(y):
         rows = "a scalar y" if y.ndim == 0 else f"{len(y)} rows of y"

@@ -84,7 +84,7 @@ def _sentence(fields: dict[str, str]) -> str:
         venue = ", ".join(filter(None, (venue, f"arXiv:{eprint}")))
     when = ", ".join(filter(None, (venue, fields.get("year", ""))))
     parts = (_people(fields.get("author", "")), fields.get("title", ""), when, fields.get("note", ""))
-    return " ".join(part if part.endswith(".") else f"{part}." for part in parts if part)
+    return " ".join(part if part.endswith((".", "?", "!")) else f"{part}." for part in parts if part)
 
 
 def _people(authors: str) -> str:

@@ -101,7 +101,7 @@ class Report:
     @property
     def confidence_ledger(self) -> dict[str, Any]:
         """Every delta that a randomized bound spent: all of these bounds hold with probability 1 - total."""
-        entries = [
+        entries: list[dict[str, Any]] = [
             {"code": finding.code, "name": name, "delta": float(f"{1.0 - value.confidence:.6g}")}
             for finding in self.findings
             for name, value in finding.values.items()

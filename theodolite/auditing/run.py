@@ -137,7 +137,8 @@ def conduct(
         check_device(device)
     loaded = auditing_data.load(data, seed=seed)
     if isinstance(model, torch.nn.Module):
-        loaded = loaded.shaped_for(model)
+        with auditing_data.preserved_random_state():  # a forward may draw
+            loaded = loaded.shaped_for(model)
     subject = Subject(
         model,
         *loaded.train,

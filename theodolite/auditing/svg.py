@@ -129,21 +129,23 @@ def _tick(number: float) -> str:
 
 def _grid(chart: Chart, x: _Axis | None, y: _Axis | None, top: float, bottom: float, left: float) -> str:
     parts = []
-    for tick in y.ticks if y else ():
-        parts.append(_rule(left, y(tick), _WIDTH - _RIGHT, y(tick), "grid"))
-        parts.append(_text(left - 5, y(tick) + 3.5, _tick(tick), "end"))
+    if y:
+        for tick in y.ticks:
+            parts.append(_rule(left, y(tick), _WIDTH - _RIGHT, y(tick), "grid"))
+            parts.append(_text(left - 5, y(tick) + 3.5, _tick(tick), "end"))
     last = -math.inf
-    for tick in x.ticks if x else ():
-        parts.append(_rule(x(tick), top, x(tick), bottom, "grid"))
-        half = len(_tick(tick)) * _CHARACTER / 2
-        at = min(max(x(tick), half), _WIDTH - half)
-        if at - half > last + 4:
-            parts.append(_text(at, bottom + 13, _tick(tick)))
-            last = at + half
-    log = " (log scale)" if (x and x.log) or (y and y.log and not x) else ""
-    x_label = chart.x_label + (log if x and x.log else "")
-    if x_label:
-        parts.append(_text((left + _WIDTH - _RIGHT) / 2, bottom + 28, x_label, kind="label"))
+    if x:
+        for tick in x.ticks:
+            parts.append(_rule(x(tick), top, x(tick), bottom, "grid"))
+            half = len(_tick(tick)) * _CHARACTER / 2
+            at = min(max(x(tick), half), _WIDTH - half)
+            if at - half > last + 4:
+                parts.append(_text(at, bottom + 13, _tick(tick)))
+                last = at + half
+        log = " (log scale)" if (x and x.log) or (y and y.log and not x) else ""
+        x_label = chart.x_label + (log if x and x.log else "")
+        if x_label:
+            parts.append(_text((left + _WIDTH - _RIGHT) / 2, bottom + 28, x_label, kind="label"))
     return "".join(parts)
 
 

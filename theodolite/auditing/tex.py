@@ -18,7 +18,10 @@ _TOKEN = re.compile(r"\\[a-zA-Z]+\*?|\\.|\d+(?:\.\d+)?|\s+|.", re.DOTALL)
 _IDENTIFIERS = {
     **{
         name: unicodedata.lookup(f"GREEK SMALL LETTER {name.upper().replace('LAMBDA', 'LAMDA')}")
-        for name in "alpha beta gamma delta zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon chi psi omega".split()
+        for name in (
+            "alpha beta gamma delta zeta eta theta iota kappa lambda mu nu xi "
+            "pi rho sigma tau upsilon chi psi omega"
+        ).split()
     },
     **{
         name: unicodedata.lookup(f"GREEK CAPITAL LETTER {name.upper().replace('LAMBDA', 'LAMDA')}")
@@ -153,7 +156,7 @@ _ALPHABETS |= {
 }
 
 
-class UnknownTeX(ValueError):
+class UnknownTeXError(ValueError):
     """The formula uses something that is not covered."""
 
 
@@ -179,7 +182,7 @@ class _Parser:
     def take(self) -> str:
         token = self.peek()
         if not token:
-            raise UnknownTeX("the formula ends too early")
+            raise UnknownTeXError("the formula ends too early")
         self.at += 1
         return token
 
@@ -209,9 +212,13 @@ class _Parser:
         return _Node("script", parts=(base or _Node("row"), lower, upper))
 
     def argument(self) -> _Node:
+        if len(self.peek()) > 1 and self.peek()[0].isdigit():  # as in TeX, \frac12 is one half
+            token = self.tokens[self.at]
+            self.tokens[self.at] = token[1:]
+            return _Node("mn", token[0])
         found = self.atom()
         if found is None:
-            raise UnknownTeX("an argument is missing")
+            raise UnknownTeXError("an argument is missing")
         return found
 
     def words(self) -> str:
@@ -222,7 +229,7 @@ class _Parser:
         depth, words = 1, ""
         while depth:
             if self.at >= len(self.tokens):
-                raise UnknownTeX("a brace is not closed")
+                raise UnknownTeXError("a brace is not closed")
             token = self.tokens[self.at]
             self.at += 1
             depth += (token == "{") - (token == "}")
@@ -243,7 +250,7 @@ class _Parser:
         if token == "~":
             return _Node("space", "0.33")
         if token in "}&^_":
-            raise UnknownTeX(f"unexpected {token}")
+            raise UnknownTeXError(f"unexpected {token}")
         return _Node("mo", {"-": "−", "*": "∗"}.get(token, token))
 
     def command(self, name: str) -> _Node | None:
@@ -269,7 +276,7 @@ class _Parser:
             return _Node("over", _ACCENTS[name], (self.argument(),))
         if name in _ALPHABETS:
             return _Node("mi", "".join(map(_ALPHABETS[name], self.words())))
-        raise UnknownTeX(f"\\{name}")
+        raise UnknownTeXError(f"\\{name}")
 
 
 def parse(formula: str) -> _Node:
@@ -277,7 +284,7 @@ def parse(formula: str) -> _Node:
 
     Raises
     ------
-    UnknownTeX
+    UnknownTeXError
         If it uses a command that is not covered.
     """
     return _Parser(formula).row("")
@@ -408,7 +415,10 @@ def _join(texts: list[str], nodes: tuple[_Node | None, ...]) -> str:
         elif head.kind == "name" or head.text in ("∑", "∏"):
             result += (" " if last.isalnum() or last in ")}" else "") + f"{text} "
         elif text[:1] in ("(", "["):
-            result = result.rstrip() + text if last.isalnum() or last == "}" else result + text
+            if before == "frac":  # 1/2 (1 + x)
+                result = f"{result.rstrip()} {text}"
+            else:
+                result = result.rstrip() + text if last.isalnum() or last == "}" else result + text
         else:
             # x^2 y, not x^2y; 1/(2n) ‖w‖
             apart = (text[:1].isalnum() and before in ("script", "frac")) or (
@@ -422,6 +432,8 @@ def _join(texts: list[str], nodes: tuple[_Node | None, ...]) -> str:
 def _grouped(node: _Node | None, braces: str = "()") -> str:
     text = _plain(node)
     if braces == "{}":
+        if node is not None and node.kind == "name" and text.isalpha():
+            return text  # λ_max
         text = re.sub(r"\s+", "" if not re.search(r"\w\s\w", text) else " ", text)
     return text if len(text) <= 1 or text.isdigit() else f"{braces[0]}{text}{braces[1]}"
 
@@ -460,7 +472,7 @@ def to_html(statement: str) -> str:
     def formula(source: str) -> str:
         try:
             return _breakable(parse(source))
-        except UnknownTeX:
+        except UnknownTeXError:
             return f'<code class="tex">{escape(source)}</code>'
 
     return _convert(statement, formula, lambda text: escape(_prose(text)))
@@ -472,7 +484,7 @@ def to_text(statement: str) -> str:
     def formula(source: str) -> str:
         try:
             return _plain(parse(source)).strip()
-        except UnknownTeX:
+        except UnknownTeXError:
             return source
 
     return " ".join(_convert(statement, formula, _prose).split())

@@ -43,9 +43,8 @@ def working_copy(model: Any, device: str | torch.device | None, notes: list[str]
         if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             what = "NaN" if bool(torch.isnan(tensor).any()) else "infinite"
-            raise InputError(
-                f"model: '{name}' has {bad} entries that are not finite ({what}); expected finite numbers"
-            )
+            entries = "1 entry that is" if bad == 1 else f"{bad:,} entries that are"
+            raise InputError(f"model: '{name}' has {entries} not finite ({what}); expected finite numbers")
     if model.training:
         notes.append("the model was in training mode; its evaluation mode was audited")
     copied = deep_copy(model).eval()

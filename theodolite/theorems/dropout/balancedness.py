@@ -1,4 +1,4 @@
-"""Are hidden units balanced, as the optima of dropout are?"""
+"""Balancedness of hidden units, as at the optima of dropout."""
 
 from __future__ import annotations
 

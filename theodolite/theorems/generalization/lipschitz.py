@@ -100,7 +100,7 @@ class LipschitzBracket(Theorem):
     title = "Lipschitz bracket"
     chapter = "generalization"
     statement = (
-        r"$\max_k \|f(x_k+h v_k)-f(x_k-h v_k)\|/2h\;\le\;\mathrm{Lip}(f)\;\le\;\prod_i\|W_i\|_2$ for a chain; "
+        r"$\max_k \|f(x_k+h v_k)-f(x_k-h v_k)\|/(2h)\;\le\;\mathrm{Lip}(f)\;\le\;\prod_i\|W_i\|_2$ for a chain; "
         r"sums over the branches of a graph."
     )
     reference = "virmaux2018lipschitz, sedghi2019singular"

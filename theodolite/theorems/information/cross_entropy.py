@@ -59,7 +59,7 @@ class CrossEntropy(Theorem):
     statement = (
         r"For every predictor $q$ fixed before the test data, $\mathbb E[-\log q(Y|X)] = H(Y|X) + "
         r"\mathbb E_X \mathrm{KL}(p \| q) \ge H(Y|X)$. With $q$ mixed with the uniform distribution the "
-        r"loss is bounded, and by the empirical Bernstein inequality $H(Y|X) \le$ its test mean $+\, h$ with "
+        r"loss is bounded, and by the empirical Bernstein inequality $H(Y|X) \le$ its test mean plus $h$ with "
         r"probability $1 - \delta$; hence $I(f(X);Y) \ge H(Y) - \mathbb E[-\log q]$."
     )
     reference = "maurer2009empirical"

@@ -21,7 +21,7 @@ class HessianTop(Theorem):
         r"For orthonormal $V$, the eigenvalues of $V^\top H V$ interlace those of $H$: the largest is at "
         r"most $\lambda_{\max}(H)$, the smallest at least $\lambda_{\min}(H)$; for a unit vector $v$ some "
         r"eigenvalue lies in $\theta \pm \|Hv - \theta v\|$. $H$ is the Hessian of mean loss "
-        r"$+ \frac{w}{2}\|W\|^2$; for piecewise linear networks, that of the current piece."
+        r"plus $\frac{w}{2}\|W\|^2$; for piecewise linear networks, that of the current piece."
     )
     reference = "parlett1998symmetric"
     hypotheses = (HAS_PARAMETERS,)

@@ -1,4 +1,4 @@
-"""Is the network a sum of parallel subnetworks, and is one of them zero?"""
+"""Parallel subnetworks, and whether one of them is zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the degree of weight decay match the degree of the network?"""
+"""The degree of weight decay against that of the network."""
 
 from __future__ import annotations
 
@@ -135,7 +135,8 @@ class RegularizerDegree(Theorem):
             witness = next(h.verdict.witness for h in finding.hypotheses if h.status == "refuted")
             if "local minimum" in finding.reason:
                 return (
-                    f"penalize the sum over subnetworks of the product of their layers' norms, of degree {witness['degree']:g}: then "
+                    "penalize the sum over subnetworks of the product of their layers' norms, "
+                    f"of degree {witness['degree']:g}: then "
                     "W = 0 is no local minimum unless it is global; start away from it, its gradient is zero either way"
                 )
             return "penalize the network's subnetworks with a regularizer of the network's own degree"
