@@ -29,7 +29,6 @@ HYPOTHESES: dict[str, tuple[Builder, Builder]] = {
     "has parameters": (subject, lambda: subject(nn.Sequential(nn.Identity()))),
     "piecewise linear": (lambda: subject(conv_net()), lambda: subject(nn.Sequential(mlp(), nn.Sigmoid()))),
     "positively homogeneous in the parameters": (subject, lambda: subject(mlp(bias=True))),
-    "positively homogeneous in the input": (subject, lambda: subject(mlp(bias=True))),
     "positive degree": (subject, lambda: subject(constant_net())),
     "parallel subnetworks": (lambda: subject(mlp(64, 16, 10)), subject),
     "degrees match": (

@@ -1,6 +1,5 @@
 """What every test starts from: fixed seeds, a fixed number of threads, and a clean global state."""
 
-import os
 import random
 from collections.abc import Iterator
 
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(int(os.environ.get("THEODOLITE_TEST_THREADS", "2")))
+# One thread a process: the arrays are small, and the processes of a parallel run share the cores.
+torch.set_num_threads(1)
 
 # The same examples on every run, and no deadline: a slow machine is no failure.
 hypothesis.settings.register_profile("theodolite", derandomize=True, deadline=None, database=None)

@@ -23,6 +23,19 @@ from theodolite.theorems.subject import Subject
 
 DRAWS = 7
 NETWORKS = range(10)
+# what is declared neither: some networks' values stay and some others' move ...
+DEPENDS = {
+    ("STA001", "rescaling"),
+    ("STA001", "dead units"),
+    ("SPA001", "dead units"),
+    ("LAN001", "dead units"),
+}
+# ... or a random draw meets the units in another order, which small networks need not show
+RANDOM = {
+    ("OPT005", "permutation"): "Lanczos starts from a random vector",
+    ("LAN001", "permutation"): "Lanczos starts from a random vector",
+    ("SPA001", "permutation"): "of a large layer's filters a random part is compared",
+}
 
 
 @functools.cache
@@ -128,15 +141,20 @@ def test_no_declaration_is_empty():
         assert any(before(index, theorem).values for index in NETWORKS), theorem.code
 
 
-@pytest.mark.parametrize("theorem", theorems.ALL, ids=lambda t: t.code)
-def test_what_is_declared_neither_depends(theorem):
-    """A kind of change is left undeclared only where some network's values stay and some others move."""
-    for change in set(FUNCTION_PRESERVING) - theorem.invariant - theorem.sensitive:
-        stays = []
-        for index in NETWORKS:
-            one = before(index, theorem)
-            if one.values and len(set(stays)) < 2:
-                for draw in range(3):
-                    two = evaluate(theorem(), changed(index, change, draw))
-                    stays.append(same_values(one, two, 1e-6))
-        assert set(stays) == {True, False}, f"{theorem.code}: declare '{change}', {stays}"
+def undeclared() -> list[tuple[type[Theorem], str]]:
+    kinds = sorted(FUNCTION_PRESERVING)
+    return [(t, kind) for t in theorems.ALL for kind in kinds if kind not in t.invariant | t.sensitive]
+
+
+def test_nothing_is_left_undeclared_without_reason():
+    assert {(t.code, change) for t, change in undeclared()} == DEPENDS | set(RANDOM)
+
+
+@pytest.mark.parametrize(("theorem", "change"), [c for c in undeclared() if (c[0].code, c[1]) in DEPENDS])
+def test_what_is_left_undeclared_depends_on_the_network(theorem, change):
+    stays = set()
+    for index in reversed(NETWORKS):
+        one = before(index, theorem)
+        for draw in range(3 if one.values and len(stays) < 2 else 0):
+            stays.add(same_values(one, evaluate(theorem(), changed(index, change, draw)), 1e-6))
+    assert stays == {True, False}

@@ -202,7 +202,7 @@ class _Paths:
         mass = self.mass[source]
         if op in _POSITIVE or self._is_leaky(node):
             return mass
-        if is_copy(node) or (op == "getitem" and source.op in pooling.MAX_POOLS):
+        if is_copy(node) or (op == "getitem" and source.op in pooling.MAX_POOLS and node.args[1] == 0):
             return mass  # of a maximum and its place, only the maximum has a mass
         if is_rearrangement(node) or op in _COPYING:
             return self.replay(node)

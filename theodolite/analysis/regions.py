@@ -182,7 +182,7 @@ class _Walk:
         self.last_use = {source: i for i, node in enumerate(self.nodes) for source in node.inputs}
         self.constants: dict[Node, Any] = {}
         # small enough for memory, and for a budget to be spent in several steps
-        share = budget / (8.0 * cost.total) if math.isfinite(budget) else math.inf
+        share = budget / (8.0 * max(cost.total, 1.0)) if math.isfinite(budget) else math.inf
         self.chunk = int(max(1, min(_CHUNK_BYTES / (16 * cost.widest), share)))
         self.spent = 0.0
 

@@ -1,8 +1,8 @@
 """Models from Python files and packages: ``path.py:attr``, ``path.py:factory()``, ``pkg.mod:attr``.
 
-Loading a Python file runs it.  While the model is in use, the file's folder stays on
-``sys.path`` and the modules of that folder stay in ``sys.modules``, as they would for a
-script; afterwards both are as they were.
+Loading a Python file runs it.  While the model is in use, the file's folder (or the working
+folder, for a package) stays on ``sys.path`` and the modules of that folder stay in
+``sys.modules``, as they would for a script; afterwards both are as they were.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import sysconfig
 import traceback
 import types
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ _OTHER_FORMATS = (
 )
 _ATTRIBUTE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(\(\))?")
 _PACKAGE = "theodolite_loaded_files"
+_STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 
 
 @contextmanager
@@ -65,7 +67,8 @@ def open_model(spec: str) -> Iterator[nn.Module]:
     path, modules = list(sys.path), dict(sys.modules)
     folders: list[Path] = []
     try:
-        module = _run_file(Path(source), folders) if source.endswith(".py") else _import_module(source)
+        open_source = _run_file if source.endswith(".py") else _import_module
+        module = open_source(source, folders)
         yield _model(module, source, attribute)
     finally:
         sys.path[:] = path
@@ -90,7 +93,8 @@ def _split(spec: str) -> tuple[str, str]:
     return source, attribute
 
 
-def _run_file(path: Path, folders: list[Path]) -> types.ModuleType:
+def _run_file(name: str, folders: list[Path]) -> types.ModuleType:
+    path = Path(name)
     check_readable(path, "MODEL")
     path = path.resolve()
     folder = path.parent
@@ -121,9 +125,10 @@ def _run_file(path: Path, folders: list[Path]) -> types.ModuleType:
     return module
 
 
-def _import_module(name: str) -> types.ModuleType:
+def _import_module(name: str, folders: list[Path]) -> types.ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
         raise InputError(f"MODEL: expected {ACCEPTED}, got {name!r} before the colon")
+    folders.append(Path.cwd())
     sys.path.insert(0, str(Path.cwd()))
     try:
         parent, _, _ = name.rpartition(".")
@@ -246,6 +251,8 @@ def _within(module: types.ModuleType | None, folders: list[Path]) -> bool:
     places = [getattr(module, "__file__", None) or "", *map(str, getattr(module, "__path__", ()) or ())]
     for place in filter(None, places):
         path = Path(place)
-        if "site-packages" not in path.parts and any(path.is_relative_to(folder) for folder in folders):
+        if "site-packages" in path.parts or path.is_relative_to(_STANDARD_LIBRARY):
+            continue
+        if any(path.is_relative_to(folder) for folder in folders):
             return True
     return False

@@ -14,6 +14,7 @@ _WIDTH, _HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 36
 _ROW, _MOST_ROWS = 15, 24
 _BINS = 24
+_LARGEST = 1e300
 _CHARACTER = 5.6  # mean width of one at the font size of the page's charts
 
 
@@ -27,9 +28,7 @@ class _Axis:
         self.log = low > 0 and high / low > 1e3
         if from_zero and not self.log:
             low, high = min(low, 0.0), max(high, 0.0)
-        if low == high:
-            half = abs(low) / 2 or 0.5
-            low, high = low - half, high + half
+        low, high = _apart(low, high)
         self.start, self.end = start, end
         self.ticks = _log_ticks(low, high) if self.log else _ticks(low, high)
         self.low, self.high = min(low, self.ticks[0]), max(high, self.ticks[-1])
@@ -39,6 +38,14 @@ class _Axis:
         if self.log:
             low, high, at = math.log(low), math.log(high), math.log(max(number, self.low))
         return self.start + (self.end - self.start) * (at - low) / (high - low)
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """Widen a range that is too narrow for ticks between its ends."""
+    size = max(abs(low), abs(high))
+    if high - low > 1e-9 * size:
+        return low, high
+    return low - (size / 2 or 0.5), high + (size / 2 or 0.5)
 
 
 def _ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -70,7 +77,7 @@ def draw(chart: Chart, key: str) -> str:
     str
         ``<svg role="img">`` with a title and a description; "" when nothing can be drawn.
     """
-    series = {name: [float(number) for number in numbers] for name, numbers in chart.series.items()}
+    series = {name: [_number(number) for number in numbers] for name, numbers in chart.series.items()}
     if chart.kind != "histogram":  # what belongs together is drawn together
         n = min(
             [len(numbers) for numbers in series.values()] + ([len(chart.labels)] if chart.labels else []),
@@ -98,6 +105,13 @@ def draw(chart: Chart, key: str) -> str:
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-labelledby="{key}-t {key}-d">'
         f'<title id="{key}-t">{escape(title)}</title><desc id="{key}-d">{escape(description)}</desc>{body}</svg>'
     )
+
+
+def _number(number: float) -> float:
+    """Return the number, or infinity or 0 where the arithmetic of an axis would over- or underflow."""
+    if abs(number) > _LARGEST:
+        return math.copysign(math.inf, number)
+    return 0.0 if abs(number) < 1 / _LARGEST else float(number)
 
 
 def _description(chart: Chart, series: dict[str, list[float]]) -> str:
@@ -169,9 +183,7 @@ def _legend(names: Sequence[str], top: float) -> tuple[str, float]:
 def _histogram(chart: Chart, series: dict[str, list[float]]) -> tuple[str, float]:
     finite = {name: [n for n in numbers if math.isfinite(n)] for name, numbers in series.items()}
     together = [n for numbers in finite.values() for n in numbers]
-    low, high = min(together), max(together)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
+    low, high = _apart(min(together), max(together))
     width = (high - low) / _BINS
     counts = {name: [0] * _BINS for name in finite}
     for name, numbers in finite.items():
@@ -245,7 +257,7 @@ def _rows(chart: Chart, series: dict[str, list[float]]) -> tuple[str, float]:
                 a, b = sorted((origin, x(numbers[i])))
                 y = middle - each * 0.34 + k * thick
                 parts.append(_bar(a, y, b - a, thick, k, f"{chart.labels[i]}: {numbers[i]:.4g}"))
-    return "".join(parts), bottom + (34 if flipped.x_label else 20)
+    return "".join(parts), bottom + (34 if flipped.x_label or x.log else 20)
 
 
 def _interval(
@@ -306,7 +318,7 @@ def _line(chart: Chart, series: dict[str, list[float]]) -> tuple[str, float]:
     label, more = _y_label(chart, _Axis(finite, 0, 1))
     label = f'<g transform="translate(0,{room:.0f})">{label}</g>' if label else ""
     y = _Axis(finite, bottom, _TOP + room + more)
-    x = _Linear(min(at), max(at) if max(at) > min(at) else min(at) + 1, _LEFT, _WIDTH - _RIGHT)
+    x = _Linear(*_apart(min(at), max(at)), _LEFT, _WIDTH - _RIGHT)
     parts = [legend, label, _grid(chart, x if places else None, y, _TOP + room + more, bottom, _LEFT)]
     for k, numbers in enumerate(series.values()):
         points = [f"{x(a):.1f},{y(v):.1f}" for a, v in zip(at, numbers, strict=False) if math.isfinite(v)]

@@ -408,9 +408,10 @@ def _join(texts: list[str], nodes: tuple[_Node | None, ...]) -> str:
     for text, node in zip(texts, nodes, strict=True):
         head, last = _head(node), result.rstrip()[-1:]
         if text in _SPACED:
-            binary = last and last not in "([{|,;" and last not in _SPACED
+            # after [x]_+ the plus is no operator that the sign would follow
+            binary = last and last not in "([{|,;" and (last not in _SPACED or before == "script")
             result = f"{result.rstrip()} {text} " if binary else result + text
-        elif text in (",", ";"):
+        elif text in (",", ";", ":"):
             result = f"{result.rstrip()}{text} "
         elif head.kind == "name" or head.text in ("∑", "∏"):
             result += (" " if last.isalnum() or last in ")}" else "") + f"{text} "

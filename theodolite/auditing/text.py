@@ -139,7 +139,8 @@ def summary(report: Report, verbose: bool = True) -> str:
     """Return how many findings there are of each status."""
     words = {"score": "scores", "estimated": "estimated"}
     counts = report.counts
-    parts = [f"{n} {words.get(status, status) if n > 1 else status}" for status, n in counts.items()]
+    named = {status: words.get(status, status) if n > 1 else status for status, n in counts.items()}
+    parts = [f"{n}\u00a0{named[status]}".replace(" ", "\u00a0") for status, n in counts.items()]
     why = " (why: --verbose)" if not verbose and ("not applicable" in counts or "skipped" in counts) else ""
     return f"{plural(len(report.findings), 'finding')}: {', '.join(parts)}{why}"
 
@@ -251,7 +252,7 @@ def _table(screen: Screen, report: Report) -> None:
 def _details(screen: Screen, report: Report) -> None:
     for finding in report.findings:
         screen.add()
-        screen.add(f"{finding.code} {finding.title}: {finding.status}"[:WIDTH], "bold")
+        screen.paragraph(f"{finding.code} {finding.title}: {finding.status}", style="bold")
         for name, value in finding.values.items():
             note = f" ({value.note})" if value.note else ""
             screen.paragraph(f"{readable(name)} {value}{note}", 2)

@@ -212,7 +212,8 @@ class Theorem(ABC):
     reducers : tuple of Reducer classes
         What it needs to see of every layer; all theorems share one pass over the data.
     invariant, sensitive : frozenset of {"rescaling", "permutation", "dead units"}
-        Function-preserving changes under which every value stays, or some value moves.
+        Function-preserving changes under which every value stays (to a relative 1e-6), or some value
+        moves in general; neither where that depends on the network, or on a random start.
     """
 
     code: ClassVar[str]

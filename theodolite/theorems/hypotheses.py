@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from theodolite.analysis import homogeneity, piecewise_linear
@@ -90,18 +89,15 @@ def homogeneity_of(subject: Subject, wrt: homogeneity.Variables) -> homogeneity.
     )
 
 
-def _homogeneous(wrt: homogeneity.Variables) -> Callable[[Subject], Verdict]:
-    def check(subject: Subject) -> Verdict:
-        result = homogeneity_of(subject, wrt)
-        if result.proved:
-            return by_structure(True, witness=result.degree, reason=result.reason)
-        if result.refuted:
-            return by_structure(False, witness=result.witness, reason=result.reason)
-        if result.degree is None:
-            raise NotApplicable(result.reason)
-        return by_number(result.probe_error, result.tolerance, witness=result.degree, reason=result.reason)
-
-    return check
+def _homogeneous(subject: Subject) -> Verdict:
+    result = homogeneity_of(subject, "parameters")
+    if result.proved:
+        return by_structure(True, witness=result.degree, reason=result.reason)
+    if result.refuted:
+        return by_structure(False, witness=result.witness, reason=result.reason)
+    if result.degree is None:
+        raise NotApplicable(result.reason)
+    return by_number(result.probe_error, result.tolerance, witness=result.degree, reason=result.reason)
 
 
 REAL_INPUT = Hypothesis("real input", "the inputs are real vectors", _real_input)
@@ -123,8 +119,5 @@ PIECEWISE_LINEAR_NET = Hypothesis(
 HOMOGENEOUS_PARAMETERS = Hypothesis(
     "positively homogeneous in the parameters",
     "f(a w) = a^p f(w) for every a > 0, one p for all parameters",
-    _homogeneous("parameters"),
-)
-HOMOGENEOUS_INPUT = Hypothesis(
-    "positively homogeneous in the input", "f(a x) = a^q f(x) for every a > 0", _homogeneous("input")
+    _homogeneous,
 )

@@ -112,7 +112,7 @@ class LipschitzBracket(Theorem):
         """Return the bracket, and the bounds of each layer's operator norm."""
         bounds = network_bounds(subject)
         flops = forward_flops(subject)
-        size = int(min(_POINTS, max(8, _WORK / (3.0 * min(subject.n_outputs, 32) * flops))))
+        size = int(min(_POINTS, max(8, _WORK / (3.0 * min(subject.n_outputs, 32) * max(flops, 1.0)))))
         x, _ = subject.sample(size, "GEN005/points")
         note = f"below: slopes at {len(x):,} training points; above: composition over the graph"
         lower: float | None = None

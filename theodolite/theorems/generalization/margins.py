@@ -54,7 +54,7 @@ class _Plan:
         points = int(min(_POINTS, _THOROUGH / (1400.0 * max(flops, 1.0))))
         if points >= 32:
             return cls(points, 20, 12, 3, torch.float64)
-        return cls(int(min(100, max(4, _LIGHT / (180.0 * flops)))), 8, 2, 1, torch.float32)
+        return cls(int(min(100, max(4, _LIGHT / (180.0 * max(flops, 1.0))))), 8, 2, 1, torch.float32)
 
 
 class Margins(Theorem):
@@ -78,7 +78,7 @@ class Margins(Theorem):
     reference = "tsuzuku2018lipschitz, moosavi2016deepfool"
     hypotheses = (CLASSIFICATION,)
     invariant = frozenset({"permutation"})
-    sensitive = frozenset({"rescaling"})
+    sensitive = frozenset({"rescaling", "dead units"})
 
     def compute(self, subject: Subject) -> dict[str, Value]:
         """Return the radius bracket, where there is one, and the quantiles of the margins."""

@@ -33,7 +33,7 @@ class Stationarity(Theorem):
     )
     reference = "haeffele2015global"
     hypotheses = (HAS_PARAMETERS,)
-    sensitive = frozenset({"rescaling"})
+    sensitive = frozenset({"rescaling", "dead units"})
 
     def compute(self, subject: Subject) -> dict[str, Value]:
         """Return the relative gradient, Euler's residuals and a bound of the smallest eigenvalue."""

@@ -121,6 +121,7 @@ class ActivationSparsity(Theorem):
     reference = "papyan2017convolutional"
     reducers = (ZeroCounter,)
     invariant = frozenset({"rescaling", "permutation"})
+    sensitive = frozenset({"dead units"})
 
     def compute(self, subject: Subject) -> dict[str, Value]:
         """Return the share of zeros and the number of silent units, over all activations and by layer."""

@@ -51,7 +51,7 @@ class TranslationEquivariance(Theorem):
         shifts = action.default_shifts()
         if not shifts:
             raise NotApplicable("the inputs have one position along every axis, which nothing shifts")
-        affordable = BUDGET / (cost.total * (1 + len(shifts)))
+        affordable = BUDGET / (max(cost.total, 1.0) * (1 + len(shifts)))
         x, _ = subject.sample(int(min(MOST_IMAGES, max(2, affordable))), "STA001/images")
         found = measure(subject.graph, x, action, shifts=shifts, cost=cost)
         return _summary(subject, found) | {f"defect[{layer.name}]": _defect(layer) for layer in found.layers}
