@@ -62,16 +62,22 @@ def bernoulli_kl(q: float, p: float) -> float:
     """Return kl(q | p) in nats, the divergence of Bernoulli(p) from Bernoulli(q); may be inf."""
     if (p == 0.0 and q > 0.0) or (p == 1.0 and q < 1.0):
         return math.inf
-    hit = q * math.log(q / p) if q > 0.0 else 0.0
-    miss = (1.0 - q) * (math.log1p(-q) - math.log1p(-p)) if q < 1.0 else 0.0
-    return max(hit + miss, 0.0)
+    return max(_kl(q, p)[0], 0.0)
+
+
+def _kl(q: float, p: float) -> tuple[float, float]:
+    """Return kl(q | p) for finite terms, and a bound of its rounding error."""
+    hit = math.log(q / p) if q > 0.0 else 0.0
+    not_q, not_p = math.log1p(-q) if q < 1.0 else 0.0, math.log1p(-p) if q < 1.0 else 0.0
+    size = q * (1.0 + abs(hit)) + (1.0 - q) * (abs(not_q) + abs(not_p))
+    return q * hit + (1.0 - q) * (not_q - not_p), 2.0**-50 * size
 
 
 def kl_inverse_upper(q: float, c: float) -> float:
     """Return the largest r with kl(q | r) <= c, rounded to the safe side.
 
-    Bisection down to neighboring floats; the end returned is the one on which kl
-    exceeds c, never the midpoint, so that a bound made from it stays a bound.
+    Bisection down to neighboring floats; the end returned is the one on which kl exceeds
+    c by more than its rounding error, never the midpoint, so that a bound stays a bound.
 
     Parameters
     ----------
@@ -101,7 +107,8 @@ def kl_inverse_upper(q: float, c: float) -> float:
         middle = 0.5 * (inside + outside)
         if not inside < middle < outside:
             return outside
-        if bernoulli_kl(q, middle) > c:
+        divergence, rounding = _kl(q, middle)
+        if divergence - rounding > c:
             outside = middle
         else:
             inside = middle
