@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, float, float], None]
 
 _GRAM_WORK = 5e10  # multiplications that one matrix of the preconditioner may take
+_FEW = 4  # products with the Hessian that any Newton step takes
 
 
 def newton(
@@ -45,7 +46,7 @@ def newton(
     W : Tensor
     steps : int
     """
-    Z = problem.scores(W)
+    Z, preconditioner = problem.scores(W), _Preconditioner(problem)
     value, bound, steps, first = problem.loss_value(Z) + problem.norms(W), -math.inf, 0, 0.0
     while True:
         residuals = [-part.gradient(z) for part, z in zip(problem.losses, Z, strict=True)]
@@ -58,7 +59,7 @@ def newton(
         done = value - bound <= tol * abs(value) or size == 0.0
         if done or steps >= max_iterations or time.monotonic() >= deadline:
             return W, steps
-        step = _newton_step(problem, Z, gradient, min(0.1, math.sqrt(size / first)), deadline)
+        step = _newton_step(problem, Z, gradient, preconditioner, min(0.1, math.sqrt(size / first)), deadline)
         moved = _line_search(problem, W, Z, step, value)
         if moved is None:  # no decrease that float64 can see
             return W, steps
@@ -67,11 +68,16 @@ def newton(
 
 
 def _newton_step(
-    problem: HeadProblem, Z: list[Tensor], gradient: Tensor, accuracy: float, deadline: float
+    problem: HeadProblem,
+    Z: list[Tensor],
+    gradient: Tensor,
+    preconditioner: _Preconditioner,
+    accuracy: float,
+    deadline: float,
 ) -> Tensor:
     """Return an approximate solution S of Hessian(S) = -gradient."""
     curvatures = [part.curvature(z) for part, z in zip(problem.losses, Z, strict=True)]
-    precondition = _preconditioner(problem, [weights for _, weights in curvatures])
+    preconditioner.update([weights for _, weights in curvatures])
 
     def hessian(S: Tensor) -> Tensor:
         total = S * problem.decays
@@ -82,9 +88,14 @@ def _newton_step(
     step = torch.zeros_like(gradient)
     residual = -gradient
     target = accuracy * float(gradient.norm())
-    direction = preconditioned = precondition(residual)
-    product = float((residual * preconditioned).sum())
+    direction, product = torch.zeros_like(gradient), math.inf
     for _ in range(500):
+        renewed = preconditioner.count()
+        preconditioned = preconditioner(residual)
+        new = float((residual * preconditioned).sum())
+        # another inner product begins another Krylov space
+        direction = preconditioned if renewed else preconditioned + (new / product) * direction
+        product = new
         curved = hessian(direction)
         bend = float((direction * curved).sum())
         if bend <= 0.0:  # rounding: the Hessian is positive definite
@@ -94,39 +105,72 @@ def _newton_step(
         residual = residual - length * curved
         if float(residual.norm()) <= target or time.monotonic() >= deadline:
             break
-        preconditioned = precondition(residual)
-        new = float((residual * preconditioned).sum())
-        direction = preconditioned + (new / product) * direction
-        product = new
     return step
 
 
-def _preconditioner(problem: HeadProblem, weights: list[Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return an approximate inverse of A^T diag(w) A + decays, one for all outputs.
+class _Preconditioner:
+    """An approximate inverse of A^T diag(w) A + decays, one for all outputs.
 
-    Eight rows for each column show the matrix well enough.  With fewer rows than
-    columns the smaller matrix B B^T, B = diag(w)^(1/2) A, is factored instead; where both
-    are too large the diagonal must do.
+    The diagonal to begin with.  When the products with the Hessian have cost as much as a
+    factorization, one is made, and at a later point another when they have again: hardly
+    more than twice the work of the choice that hindsight would make.
+
+    Eight rows for each column show the matrix well enough.  With fewer rows than columns
+    the smaller matrix B B^T, B = diag(w)^(1/2) A, is factored instead; where both are too
+    large the diagonal must do.
     """
-    columns = len(problem.decays)
-    stride = max(1, problem.n // (8 * columns))
-    pairs = list(zip(problem.blocks(), weights, strict=True))
-    m = sum(len(A[::stride]) for A, _ in pairs)
-    small = min(m, columns) if problem.bias != "free" else columns
-    if m * columns * small + small**3 / 3 <= _GRAM_WORK:
+
+    def __init__(self, problem: HeadProblem) -> None:
+        self.problem = problem
+        self.columns = len(problem.decays)
+        self.stride = max(1, problem.n // (8 * self.columns))
+        rows = sum(len(A[:: self.stride]) for A in problem.blocks())
+        self.side = min(rows, self.columns) if problem.bias != "free" else self.columns
+        gram = rows * self.columns * self.side + self.side**3 / 3
+        self.cost = gram if gram <= _GRAM_WORK else math.inf
+        self.product = 2.0 * problem.n * self.columns * problem.k
+        self.spent = 0.0
+        self.weights: list[Tensor] = []
+        self.inverse: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, S: Tensor) -> Tensor:
+        """Apply the approximate inverse."""
+        return S / self.diagonal if self.inverse is None else self.inverse(S)
+
+    def update(self, weights: list[Tensor]) -> None:
+        """Take the weights of a new point."""
+        self.weights = weights
+        if self.spent + _FEW * self.product >= self.cost:
+            self._factor()
+        if self.inverse is None:
+            diagonal = self.problem.decays.clone()
+            for A, w in zip(self.problem.blocks(), weights, strict=True):
+                diagonal += w @ A.square()
+            self.diagonal = diagonal.clamp(min=1e-300)
+
+    def count(self) -> bool:
+        """Count one product with the Hessian; return whether the inverse is a new one."""
+        self.spent += self.product
+        return self.inverse is None and self.spent > self.cost and self._factor()
+
+    def _factor(self) -> bool:
+        self.spent = 0.0
+        problem, stride = self.problem, self.stride
+        pairs = zip(problem.blocks(), self.weights, strict=True)
         B = torch.cat([A[::stride] * (stride * w[::stride, None]).sqrt() for A, w in pairs])
-        gram = torch.diag(problem.decays) + B.T @ B if small == columns else B @ B.T
-        if small < columns:
+        small = self.side < self.columns
+        gram = B @ B.T if small else torch.diag(problem.decays) + B.T @ B
+        if small:
             gram.diagonal().add_(problem.decay)
         factor, failed = torch.linalg.cholesky_ex(gram)
-        if int(failed) == 0 and small == columns:
-            return lambda S: torch.cholesky_solve(S.T, factor).T
-        if int(failed) == 0:  # Sherman, Morrison and Woodbury
-            return lambda S: (S - torch.cholesky_solve(B @ S.T, factor).T @ B) / problem.decay
-    diagonal = problem.decays.clone()
-    for A, w in pairs:
-        diagonal += w @ A.square()
-    return lambda S: S / diagonal.clamp(min=1e-300)
+        if int(failed):
+            self.cost = math.inf
+            return False
+        if small:  # Sherman, Morrison and Woodbury
+            self.inverse = lambda S: (S - torch.cholesky_solve(B @ S.T, factor).T @ B) / problem.decay
+        else:
+            self.inverse = lambda S: torch.cholesky_solve(S.T, factor).T
+        return True
 
 
 def _line_search(
