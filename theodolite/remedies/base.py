@@ -287,7 +287,7 @@ def rate_difference(before: Tensor, after: Tensor, where: str = "") -> Value:
     """Return the change of a rate on matched pairs with its 95 % interval by Bonett and Price (2012).
 
     One pair is added to each of the two discordant cells, so that the interval does not
-    collapse when there is none.
+    collapse when there is none.  Its coverage is approximate: 94 % at worst for 40 pairs.
 
     Parameters
     ----------
