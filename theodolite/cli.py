@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from theodolite import __version__
+
 if TYPE_CHECKING:
     from theodolite.auditing.gates import Gate
     from theodolite.auditing.progress import Bar
@@ -55,7 +57,7 @@ class Program(click.Group):
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
-@click.version_option(package_name="theodolite", message="theodolite %(version)s")
+@click.version_option(__version__, message="theodolite %(version)s")
 def main() -> None:
     """Audit trained PyTorch networks with the theorems of deep learning.
 
@@ -234,9 +236,11 @@ def _speaks_unicode() -> bool:
 
 def _echo(plain: str) -> None:
     """Print text in what the encoding of standard output can say."""
-    if not _speaks_unicode():
-        encoding = sys.stdout.encoding
-        plain = plain.replace(" · ", " | ").replace("±", "+-").encode(encoding, "replace").decode(encoding)
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        plain.encode(encoding)
+    except UnicodeEncodeError:
+        plain = plain.replace("·", "|").replace("±", "+-").encode(encoding, "replace").decode(encoding)
     click.echo(plain)
 
 

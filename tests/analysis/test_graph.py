@@ -106,3 +106,110 @@ def test_global_random_state_is_left_alone():
     before = torch.get_rng_state()
     trace(model, x)
     assert torch.equal(before, torch.get_rng_state())
+
+
+class Functional(nn.Module):
+    """A function of the input and some modules."""
+
+    def __init__(self, function, *modules):
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleList(modules)
+
+    def forward(self, x):
+        return self.function(x, *self.parts)
+
+
+def both(pair):
+    """Use the values and the places alike, so that neither can be mistaken for the other."""
+    values, places = pair
+    return (2.0 * values + places).flatten(1)
+
+
+def doubled_in_place(view):
+    """Return a function that doubles a view in place and returns what it is a view of."""
+
+    def forward(x):
+        y = 1.0 * x
+        view(y).mul_(2.0)
+        return y
+
+    return forward
+
+
+SEVERAL_RESULTS = {
+    "max-pool, values": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0].flatten(1), (3, 6, 6)),
+    "max-pool, places": (lambda x: F.max_pool2d(x, 2, return_indices=True)[1].flatten(1) * 1.0, (3, 6, 6)),
+    "max-pool, both": (lambda x: both(F.max_pool2d(x, 2, return_indices=True)), (3, 6, 6)),
+    "max-pool 1-D": (lambda x: both(F.max_pool1d(x, 2, return_indices=True)), (3, 6)),
+    "max-pool 3-D": (lambda x: both(F.max_pool3d(x, 2, return_indices=True)), (3, 4, 4, 4)),
+    "unpooling": (
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2).flatten(1),
+        (3, 6, 6),
+    ),
+    "adaptive max-pool": (lambda x: both(F.adaptive_max_pool2d(x, 2, return_indices=True)), (3, 6, 6)),
+    "split": (lambda x: x.split(2, 1)[0] - x.split(2, 1)[2], (6,)),
+    "split by sizes": (lambda x: torch.cat(x.split([2, 1, 3], 1)[::-1], 1), (6,)),
+    "chunk": (lambda x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1], (6,)),
+    "unbind": (lambda x: sum((i + 1.0) * part for i, part in enumerate(x.unbind(1))), (3, 4)),
+    "a part of a split changed in place": (doubled_in_place(lambda y: y.narrow(1, 2, 2)), (6,)),
+    "a column changed in place": (doubled_in_place(lambda y: y[:, 1]), (6,)),
+    "max over a dimension": (lambda x: both(x.max(2)), (3, 4)),
+    "top-k": (lambda x: both(x.topk(2, 1)), (6,)),
+    "sort": (lambda x: both(x.sort(1)), (6,)),
+    "variance and mean": (lambda x: sum(torch.var_mean(x, 1, keepdim=True)) + x, (6,)),
+    "layer norm and its statistics": (lambda x: sum(torch.native_layer_norm(x, [6], None, None, 0.1)), (6,)),
+    "batch norm and its statistics": (
+        lambda x: sum(torch.native_batch_norm(x, None, None, None, None, True, 0.1, 0.1)),
+        (6,),
+    ),
+    "dropout and its mask": (lambda x: both(torch.native_dropout(x, 0.5, False)), (6,)),
+    "log-determinant": (lambda x: torch.stack(torch.linalg.slogdet(x), 1), (4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL_RESULTS)
+def test_each_of_several_results_is_the_right_one(name):
+    function, shape = SEVERAL_RESULTS[name]
+    model, x = Functional(function).eval(), torch.randn(5, *shape)
+    graph = trace(model, x)
+    assert graph.traced, graph.reason
+    torch.testing.assert_close(graph.run(x), model(x))
+    seen = []
+    graph.run(x[:2], observe=lambda node, value: seen.append((node, value)))
+    for node, value in seen:
+        first = value[0] if isinstance(value, (tuple, list)) else value
+        if isinstance(first, torch.Tensor) and node.shape is not None:
+            assert node.shape == tuple(first.shape), node
+
+
+RECURRENT = {
+    "outputs": lambda x, lstm: lstm(x)[0][:, -1],
+    "hidden state": lambda x, lstm: lstm(x)[1][0][-1],
+    "cell state": lambda x, lstm: lstm(x)[1][1][-1],
+    "all": lambda x, lstm: lstm(x)[0].sum(1) + lstm(x)[1][0][-1] * lstm(x)[1][1][0],
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_results_of_an_lstm(name):
+    model, x = Functional(RECURRENT[name], nn.LSTM(4, 5, 2, batch_first=True)).eval(), torch.randn(6, 7, 4)
+    torch.testing.assert_close(trace(model, x).run(x), model(x))
+
+
+def test_handlers_of_operations_with_by_products():
+    x = torch.randn(4, 3, 6, 6)
+    model = Functional(SEVERAL_RESULTS["unpooling"][0])
+    graph = trace(model, x)
+    pooled = next(node for node in graph.operations if node.op.startswith("max_pool2d"))
+    everything = {pooled.op: lambda node, *args: F.max_pool2d(*args, return_indices=True)}
+    torch.testing.assert_close(graph.run(x, handlers=everything), model(x))
+    with pytest.raises(ValueError, match="expected all results"):
+        graph.run(x, handlers={pooled.op: lambda node, *args: F.max_pool2d(*args)})
+
+
+def test_a_loop_over_samples_is_not_traced():
+    """Its graph would hold the two samples of the example, and leave out all others without a word."""
+    model = Functional(lambda x, layer: torch.stack([layer(row).relu() for row in x]), nn.Linear(6, 3))
+    graph = trace(model, torch.randn(4, 6))
+    assert not graph.traced
+    assert "fixes the number of samples" in graph.reason

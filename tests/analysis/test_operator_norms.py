@@ -277,3 +277,69 @@ def test_the_module_is_left_alone():
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert all(p.grad is None for p in module.parameters())
+
+
+def random_modules(count: int, seed: int) -> list[tuple[nn.Module, tuple[int, ...]]]:
+    """Convolutions with every padding mode, and transposed ones, in one to three dimensions."""
+    draw = random.Random(seed)
+    found: list[tuple[nn.Module, tuple[int, ...]]] = []
+    while len(found) < count:
+        axes = draw.choice([1, 2, 2, 3])
+        size = tuple(draw.randint(1, {1: 9, 2: 5, 3: 3}[axes]) for _ in range(axes))
+        kernel, stride, dilation = (tuple(draw.randint(1, most) for _ in range(axes)) for most in (3, 3, 2))
+        groups = draw.choice([1, 1, 2])
+        inputs, outputs = groups * draw.randint(1, 2), groups * draw.randint(1, 2)
+        if draw.random() < 0.65:
+            mode = draw.choice(["zeros", "circular", "reflect", "replicate"])
+            padding = draw.choice([tuple(draw.randint(0, 2) for _ in range(axes)), "same", "valid"])
+            stride = (1,) * axes if padding == "same" else stride
+            layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+            module = layer(inputs, outputs, kernel, stride, padding, dilation, groups, padding_mode=mode)
+        else:
+            extra = tuple(draw.randint(0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True))
+            layer = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[axes - 1]
+            module = layer(inputs, outputs, kernel, stride, draw.randint(0, 1), extra, groups, True, dilation)
+        module = module.double().requires_grad_(False)
+        try:
+            fits = module(torch.zeros(1, inputs, *size, dtype=torch.float64)).numel() > 0
+        except RuntimeError:  # the kernel is larger than the input, or the padding than what it mirrors
+            continue
+        if fits:
+            found.append((module, (inputs, *size)))
+    return found
+
+
+def test_random_modules_against_their_matrix():
+    for module, shape in random_modules(18, 0):
+        value, true = operator_norm(module, shape), dense_norm(module, shape)
+        assert value.lower <= true * (1 + 1e-9), (module, shape)
+        assert value.upper >= true * (1 - 1e-12), (module, shape)
+        assert value.upper <= true * (1 + 1e-6), (module, shape)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_large_circular_convolutions_are_bracketed(monkeypatch, stride):
+    monkeypatch.setattr(convolution, "DENSE_SIDE", 0)
+    for operator in random_convolutions(40, 10 + stride, "circular"):
+        value, true = operator.norm(), top(reference_matrix(operator))
+        assert value.lower <= true * (1 + 1e-12)
+        assert value.upper >= true * (1 - 1e-12)
+
+
+def test_power_iteration_from_below_is_no_bound_above():
+    """Many channels: a hundred steps have not arrived, the proved upper end has."""
+    generator = torch.Generator().manual_seed(0)
+    operator = Convolution(
+        torch.randn(96, 96, 3, 3, generator=generator).double(), (8, 8), (1, 1), ((1, 1), (1, 1)), (1, 1)
+    )
+    upper, lower = operator.symbol_bound(), operator.ritz_bound(steps=60)
+    x = torch.randn(1, 96, 8, 8, generator=generator).double()
+    for _ in range(20):
+        with torch.enable_grad():
+            x.requires_grad_()
+            y = operator(x)
+            (x,) = torch.autograd.grad(0.5 * y.square().sum(), x)
+        x = (x / x.norm()).detach()
+    power = float(operator(x).norm())
+    assert power < 0.99 * lower
+    assert lower <= upper <= 1.1 * lower

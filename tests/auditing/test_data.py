@@ -73,7 +73,9 @@ def test_digits_are_split_once_and_for_all():
     frequencies = [torch.bincount(y) / len(y) for _, y in (first.train, first.test)]
     assert (frequencies[0] - frequencies[1]).abs().max() < 0.01
     rows = {tuple(row) for row in first.train[0].tolist()}
-    assert len(rows & {tuple(row) for row in first.test[0].tolist()}) < 5  # no image is in both (few are twins)
+    assert (
+        len(rows & {tuple(row) for row in first.test[0].tolist()}) < 5
+    )  # no image is in both (few are twins)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ def test_while_it_is_written_the_old_file_is_there(tmp_path):
     assert path.read_text() == "half"
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ZeroDivisionError()])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ZeroDivisionError()]
+)
 def test_what_fails_in_the_middle_leaves_the_old_file(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")

@@ -46,7 +46,11 @@ def test_each_end_is_compared_for_itself():
     assert failure("GEN003.norm.upper > 7", norm=norm)
     assert not failure("GEN003.norm.lower > 7", norm=norm)
     estimate = Value.estimate(5.0, 2.0, 8.0)
-    assert [bool(failure(f"GEN003.e.{end} > 4", e=estimate)) for end in ("value", "lower", "upper")] == [True, False, True]
+    assert [bool(failure(f"GEN003.e.{end} > 4", e=estimate)) for end in ("value", "lower", "upper")] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_an_unknown_end_is_infinite():
@@ -98,5 +102,5 @@ def test_a_finding_that_is_not_run_cannot_be_a_gate():
 def test_a_value_that_is_not_there_is_refused():
     with pytest.raises(InputError, match="GEN003 has no value 'path_nrm'; did you mean path_norm"):
         failure("GEN003.path_nrm.value > 5", path_norm=Value.exact(5.0))
-    with pytest.raises(InputError, match="path_norm is a bound, so compare .lower or .upper"):
+    with pytest.raises(InputError, match=r"path_norm is a bound, so compare \.lower or \.upper"):
         failure("GEN003.path_norm.value > 5", path_norm=Value.bound(5.0))

@@ -167,3 +167,23 @@ def test_long_witnesses_are_cut():
 
 def test_same_report_same_page():
     assert page("everything") == page("everything")
+
+
+def luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_every_text_has_contrast_in_light_and_dark():
+    style = (html.TEMPLATES / "report.css").read_text(encoding="utf-8")
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in style.split("@media", 2)[:2]
+    )
+    assert set(light) == set(dark)
+    grounds = {"page", "card", "faint"}
+    for colors in (light, dark):
+        for name in set(colors) - grounds - {"line"}:
+            for ground in grounds:
+                bright, dim = sorted((luminance(colors[name]), luminance(colors[ground])), reverse=True)
+                assert (bright + 0.05) / (dim + 0.05) >= 4.5, (name, ground, colors[name], colors[ground])

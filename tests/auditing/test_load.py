@@ -21,7 +21,11 @@ def clean_imports(tmp_path, monkeypatch):
     path, modules = list(sys.path), set(sys.modules)
     yield
     assert sys.path == path
-    left = {name for name in set(sys.modules) - modules if str(tmp_path) in str(getattr(sys.modules[name], "__file__", ""))}
+    left = {
+        name
+        for name in set(sys.modules) - modules
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", ""))
+    }
     assert left == set()
 
 
@@ -40,9 +44,15 @@ def sentence(spec: str) -> str:
     return text.removeprefix("MODEL: ")
 
 
-@pytest.mark.parametrize("spec", ["a.py:net", "./a.py:net", "a.py:make()", "a:net", "a:make()", "a.py:Holder.net", "a.py:holder.make()"])
+@pytest.mark.parametrize(
+    "spec",
+    ["a.py:net", "./a.py:net", "a.py:make()", "a:net", "a:make()", "a.py:Holder.net", "a.py:holder.make()"],
+)
 def test_models_from_files_and_modules(spec):
-    write("a.py", NET + "class Holder:\n    net = net\n    def make(self):\n        return net\nholder = Holder()\n")
+    write(
+        "a.py",
+        NET + "class Holder:\n    net = net\n    def make(self):\n        return net\nholder = Holder()\n",
+    )
     with open_model(spec) as model:
         assert isinstance(model, torch.nn.Linear)
 
@@ -57,7 +67,12 @@ def test_packages_import_their_siblings():
     write("pkg/sub/__init__.py", "")
     write("pkg/sub/parts.py", NET)
     write("pkg/sub/whole.py", "from .parts import net\nfrom pkg.sub.parts import make\n")
-    for spec in ("pkg/sub/whole.py:net", "pkg.sub.whole:net", "pkg.sub.whole:make()", "pkg/sub/whole.py:make()"):
+    for spec in (
+        "pkg/sub/whole.py:net",
+        "pkg.sub.whole:net",
+        "pkg.sub.whole:make()",
+        "pkg/sub/whole.py:make()",
+    ):
         with open_model(spec) as model:
             assert isinstance(model, torch.nn.Linear)
 

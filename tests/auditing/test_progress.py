@@ -62,8 +62,13 @@ def test_an_error_passes_and_the_bar_stops(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(progress, "_DELAY", 0.0)
     bar = progress.Bar()
-    with pytest.raises(KeyboardInterrupt), bar:
-        bar._timer.join()
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with bar:
+            bar._timer.join()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not bar._timer.is_alive()
     assert not bar._bar.live.is_started

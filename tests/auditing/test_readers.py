@@ -108,7 +108,9 @@ def test_csv(tmp_path):
     assert "for regression give the loss mse" in found.notes[0]
 
 
-@pytest.mark.parametrize("text", ["1;2;0.5\n3;4;1\n", "1\t2\t0.5\n3\t4\t1\n", "1,2,0.5\n3,4,1", '"1","2",0.5\n3,4,1\n'])
+@pytest.mark.parametrize(
+    "text", ["1;2;0.5\n3;4;1\n", "1\t2\t0.5\n3\t4\t1\n", "1,2,0.5\n3,4,1", '"1","2",0.5\n3,4,1\n']
+)
 def test_csv_delimiters_and_regression(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
     found = data.load(tmp_path / "a.csv")

@@ -194,6 +194,6 @@ def test_long_arrays_are_cut():
 
 @pytest.mark.parametrize("write", ["to_json", "to_html"])
 def test_a_path_that_cannot_be_written_is_one_sentence(write, tmp_path):
-    with pytest.raises(InputError, match="cannot write .*: No such file or directory"):
+    with pytest.raises(InputError, match=r"cannot write .*: No such file or directory"):
         getattr(reports.report(), write)(tmp_path / "missing" / "file")
     assert list(tmp_path.iterdir()) == []

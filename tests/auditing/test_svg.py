@@ -131,6 +131,26 @@ def test_labels_are_escaped_and_long_ones_cut():
     assert f"…{reports.LONG[-19:]}" in texts
 
 
+@pytest.mark.parametrize("kind", ["histogram", "bars", "line", "intervals"])
+@pytest.mark.parametrize("n", [2, 60])
+def test_long_texts_stay_inside(kind, n):
+    long = "long " * 40
+    chart = Chart(
+        kind, {f"a {long}": [1.0] * n, f"b {long}": [1e9] * n}, [f"{i} {long}" for i in range(n)], long, long
+    )
+    check(svg.draw(chart, "key"))
+
+
+@pytest.mark.parametrize("kind", ["histogram", "bars", "line"])
+@pytest.mark.parametrize("labels", [(), ("a", "b", "c"), [str(i) for i in range(30)]])
+def test_axes_have_their_texts(kind, labels):
+    numbers = [float(i) for i in range(len(labels) or 3)]
+    drawn = svg.draw(Chart(kind, {"n": numbers}, labels, "along", "up"), "key")
+    texts = " ".join(element.text or "" for element in elements(drawn) if element.tag == "text")
+    # rows of bars have their numbers along the axis and their names at its side
+    assert ("up" if kind == "bars" and 0 < len(labels) <= 24 else "along") in texts
+
+
 def test_a_reader_hears_title_and_range():
     drawn = svg.draw(Chart("bars", {"norm": [1.0, 2.0]}, ["a", "b"], title="Norms"), "key")
     root = ET.fromstring(drawn)

@@ -53,7 +53,9 @@ def test_every_statement_is_covered(theorem):
         ET.fromstring(piece)
 
 
-@pytest.mark.parametrize("source", [r"\unknown{x}", r"\begin{matrix}a\end{matrix}", r"\frac{1", "x^", "a } b", "x_^2", "a & b"])
+@pytest.mark.parametrize(
+    "source", [r"\unknown{x}", r"\begin{matrix}a\end{matrix}", r"\frac{1", "x^", "a } b", "x_^2", "a & b"]
+)
 def test_what_is_not_covered_is_shown_as_it_stands(source):
     with pytest.raises(tex.UnknownTeXError):
         tex.parse(source)
@@ -71,9 +73,12 @@ def test_html_is_escaped():
 
 def test_mathml_structure():
     assert tex.to_html(r"$\frac12$") == "<math><mrow><mfrac><mn>1</mn><mn>2</mn></mfrac></mrow></math>"
-    assert tex.to_html("$x_i^2$") == "<math><mrow><msubsup><mi>x</mi><mi>i</mi><mn>2</mn></msubsup></mrow></math>"
+    assert (
+        tex.to_html("$x_i^2$")
+        == "<math><mrow><msubsup><mi>x</mi><mi>i</mi><mn>2</mn></msubsup></mrow></math>"
+    )
     assert '<mo form="prefix">−</mo>' in tex.to_html("$-x$")
-    assert '<mo>−</mo>' in tex.to_html("$y-x$")
+    assert "<mo>−</mo>" in tex.to_html("$y-x$")
 
 
 def test_long_formulas_may_break_before_a_relation():

@@ -17,7 +17,7 @@ AUDITABLE = (
     "attention_net recurrent_net branching_net"
 )
 REFUSED = {
-    "nan_net": r"'layers\.2\.weight' has 1 entries that are not finite \(NaN\)",
+    "nan_net": r"'layers\.2\.weight' has 1 entry that is not finite \(NaN\)",
     "noisy_net": r"draws random numbers",
     "pair_net": r"a tuple of 2",
     "keyed_net": r"a dict with keys 'logits', 'features'",

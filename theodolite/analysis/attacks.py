@@ -57,7 +57,7 @@ def radius(
     Returns
     -------
     Tensor, shape (n,), float64, on the CPU
-        Zero for misclassified points, inf where no misclassified point was found.
+        Zero for misclassified points (a tie counts as one), inf where no misclassified point was found.
 
     Raises
     ------
@@ -136,7 +136,9 @@ class _Attack:
         with torch.enable_grad():
             logits = self.search(at)
             gap = logits.gather(1, self.y[rows][:, None]) - logits.gather(1, classes[:, None])
-            (gradient,) = torch.autograd.grad(gap.sum(), at, allow_unused=True)
+            gradient = None  # stays so where a forward cuts its output off, by torch.no_grad() say
+            if gap.requires_grad:
+                (gradient,) = torch.autograd.grad(gap.sum(), at, allow_unused=True)
         gradient = torch.zeros_like(at) if gradient is None else gradient
         return gap.detach().squeeze(1), gradient.flatten(1)
 

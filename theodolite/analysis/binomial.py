@@ -7,6 +7,9 @@ import math
 from scipy.special import betainccinv, betaincinv
 
 
+_TINY = 1e-200  # below it scipy's inverses of the incomplete beta function fall short
+
+
 def clopper_pearson_upper(errors: int, n: int, delta: float) -> float:
     """Return the Clopper-Pearson upper bound on a probability.
 
@@ -26,7 +29,8 @@ def clopper_pearson_upper(errors: int, n: int, delta: float) -> float:
     Returns
     -------
     float
-        Beta^{-1}(1 - delta; errors + 1, n - errors); 1 when every draw is a success.
+        Beta^{-1}(1 - delta; errors + 1, n - errors); 1 when every draw is a success.  For
+        delta below 1e-200 Chernoff's bound, which is slightly larger.
 
     Raises
     ------
@@ -39,6 +43,8 @@ def clopper_pearson_upper(errors: int, n: int, delta: float) -> float:
     classification", JMLR 6 (2005).
     """
     _check(errors, n, delta)
+    if delta < _TINY:
+        return kl_inverse_upper(errors / n, -math.log(delta) / n)
     # the complemented inverse takes delta itself, so a tiny one is not lost in 1 - delta
     return 1.0 if errors == n else float(betainccinv(errors + 1, n - errors, delta))
 
@@ -46,6 +52,8 @@ def clopper_pearson_upper(errors: int, n: int, delta: float) -> float:
 def clopper_pearson_lower(errors: int, n: int, delta: float) -> float:
     """Return the Clopper-Pearson lower bound on a probability; arguments as for the upper one."""
     _check(errors, n, delta)
+    if delta < _TINY:
+        return max(0.0, 1.0 - kl_inverse_upper((n - errors) / n, -math.log(delta) / n))
     return 0.0 if errors == 0 else float(betaincinv(errors, n - errors + 1, delta))
 
 

@@ -59,7 +59,8 @@ class DerivativeCheck:
     first : str
         "" unless, at a point without a kink, autograd's first derivative is not the quotient.
     second : str
-        "" unless autograd has no second derivative, or one that is not the quotient of its first.
+        "" unless autograd has no second derivative, or one that is not symmetric or not the quotient
+        of its first.
     """
 
     kink: bool
@@ -68,11 +69,11 @@ class DerivativeCheck:
 
 
 def check_derivatives(objective: TrainingObjective, generator: torch.Generator) -> DerivativeCheck:
-    """Compare autograd with difference quotients along one random direction.
+    """Compare autograd with difference quotients along one random direction, and its Hessian with its transpose.
 
     Each parameter moves by about its own size times the step, so that a straight-through
     estimator, a detached branch or a backward formula that is wrong or cannot be
-    differentiated again shows.  In float32 only the first derivative is compared.
+    differentiated again shows.  In float32 only the first derivative is compared with a quotient.
 
     Raises
     ------
@@ -91,9 +92,18 @@ def check_derivatives(objective: TrainingObjective, generator: torch.Generator) 
     if not kink and _differ(middle, slope, loose, rounding):
         first = f"its first derivative along a random direction is {slope:.4g}, the quotient {middle:.4g}"
     try:
-        curved = float(objective.product(direction) @ direction)
+        other = _direction(objective, generator)
+        image, image_of_other = objective.product(direction), objective.product(other)
     except NotDifferentiable as error:
         return DerivativeCheck(kink, first, str(error))
+    across, back = float(image @ other), float(image_of_other @ direction)
+    sizes = float(image.norm() * other.norm() + image_of_other.norm() * direction.norm())
+    if _differ(across, back, 0.0, torch.finfo(point.dtype).eps ** 0.5 * sizes):
+        wrong = (
+            f"autograd's are not symmetric ({across:.4g} one way, {back:.4g} the other): a layer's are wrong"
+        )
+        return DerivativeCheck(kink, first, wrong)
+    curved = float(image @ direction)
     if kink or first or point.dtype != torch.float64:
         return DerivativeCheck(kink, first)
     # so small that a piecewise linear model stays on its piece; the second, should the first cross a kink

@@ -1,17 +1,18 @@
 """Translation equivariance of a network, at every layer: measured, and read off the graph.
 
 A cyclic shift T_c of the input by c pixels acts on a layer f_l of total stride P as
-the shift T'_c by c/P positions, and trivially where no positions are left.  The
-defect |f_l(T_c x) - T'_c f_l(x)| / |f_l(x)| is measured; beside it stands what the
-operations prove: with circular padding, strides that divide the sizes, pointwise
-nonlinearities and reductions over all positions, every layer commutes with the
-shifts by multiples of the strides so far.
+the shift T'_c by c/P positions, and trivially where no positions are left.  Three
+numbers are measured for every layer: the defect |f_l(T_c x) - T'_c f_l(x)| / |f_l(x)|
+of the network up to it, its own defect when every layer before it is replaced by one
+that commutes with the shifts, and |f_l(T_c x) - f_l(x)| / |f_l(x)|, how far it is from
+invariant.  Beside them stands what the operations prove: with circular padding, strides
+that divide the sizes, pointwise nonlinearities and reductions over all positions, every
+layer commutes with the shifts by multiples of the strides so far.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -22,12 +23,11 @@ from torch import Tensor
 from theodolite.analysis import spatial_rules
 from theodolite.analysis.cost import Cost, forward_cost
 from theodolite.analysis.graph import Graph, Node
-from theodolite.analysis.piecewise_linear import data_dependent
-from theodolite.analysis.spatial import BATCH, Label, Layout, Step, Trace, record
+from theodolite.analysis.spatial import BATCH, Layout, Step
+from theodolite.analysis.spatial_moves import MOVES
+from theodolite.analysis.translation_action import Action, Shift, faults
 
-Shift = tuple[int, ...]
 _CHUNK_BYTES = 192 << 20
-_WINDOWED = ("conv", "max_pool", "avg_pool", "adaptive_")
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,38 @@ class LayerDefect:
         For messages: "layer 'conv1' (Conv2d)".
     defects : Tensor, shape (shifts, n)
         Relative defects; NaN for shifts that act on no whole number of positions.
+    own : Tensor, shape (shifts, n)
+        Defects that the layer makes itself: with inputs that are shifted exactly.
+    invariance : Tensor, shape (shifts, n)
+        Relative distances between the layer at a shifted input and at the input.
     lattice : tuple of bool
         For each shift whether structure could prove the defect zero.
-    increase : float
-        Mean defect above that of the nearest layers before it, at the shifts that count.
     proved : bool
         Whether the operations up to here prove equivariance on the lattice.
+    fault : str
+        Why the layer itself is not shown to commute with shifts, "" if it is.
     """
 
     name: str
     where: str
     defects: Tensor
+    own: Tensor
+    invariance: Tensor
     lattice: tuple[bool, ...]
-    increase: float
     proved: bool
+    fault: str
 
     @property
     def counted(self) -> Tensor:
-        """The defects on the lattice, or at every shift where none of the shifts is on it."""
-        return self.defects[_counted(self.defects, self.lattice)]
+        """The defects on the lattice, or at every shift that acts on it where none is on the lattice."""
+        if any(self.lattice):
+            return self.defects[torch.tensor(self.lattice)]
+        return self.defects[~self.defects.isnan().any(1)]
+
+    @property
+    def own_defect(self) -> float:
+        """Mean of the layer's own defects on the lattice, 0 where none of the shifts is on it."""
+        return float(self.own[torch.tensor(self.lattice)].mean()) if any(self.lattice) else 0.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,8 @@ class Equivariance:
         Positions of the input along each spatial axis.
     exact : bool
         Whether float64 was used (False when the graph insists on its own precision).
+    rounding : float
+        Relative defects up to this one are taken for rounding.
     """
 
     layers: list[LayerDefect]
@@ -93,163 +108,7 @@ class Equivariance:
     fault: str
     sizes: tuple[int, ...]
     exact: bool
-
-
-@dataclass(frozen=True)
-class Action:
-    """How translations act on the input, and through it on every node.
-
-    Attributes
-    ----------
-    root : Node
-        The node whose dimensions are space: the input, or the first reshape of it.
-    dims : tuple of int
-        Its spatial dimensions.
-    places : Tensor, shape of one sample at the root, integers
-        The input entry that stands in each place of the root.
-    steps : dict of Node to Step
-        What the shifts do to each operation from the root on.
-    """
-
-    root: Node
-    dims: tuple[int, ...]
-    places: Tensor
-    steps: dict[Node, Step]
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Positions along each spatial axis."""
-        return tuple(self.places.shape[d - 1] for d in self.dims)
-
-    def shift(self, x: Tensor, by: Shift) -> Tensor:
-        """Return the input shifted cyclically, shape as ``x``."""
-        moved = self.places.roll(by, [d - 1 for d in self.dims]).flatten()
-        result = torch.empty_like(x).flatten(1)
-        result[:, self.places.flatten()] = x.flatten(1)[:, moved]
-        return result.view_as(x)
-
-    def default_shifts(self) -> list[Shift]:
-        """Return shifts along one axis at a time: powers of two, and each layer's smallest provable ones."""
-        shifts: list[Shift] = []
-        layouts = [step.layout for step in self.steps.values() if isinstance(step.layout, Layout)]
-        for axis, size in enumerate(self.sizes):
-            periods = {layout.period[axis] for layout in layouts if layout.period[axis] < size}
-            coarsest = max(periods, default=1)
-            powers = {2**k for k in range(size.bit_length()) if 2**k <= max(coarsest, 4)}
-            middle = coarsest * max(1, size // (2 * coarsest))
-            pixels = sorted(c for c in powers | periods | {middle} if c < size)
-            shifts += [tuple(c if a == axis else 0 for a in range(len(self.sizes))) for c in pixels]
-        return shifts
-
-
-def translation_action(graph: Graph, x: Tensor) -> Action | None:
-    """Find how translations act on a network's input.
-
-    The spatial dimensions are those over which the first convolution or pool slides.
-    Without one, inputs of four or five dimensions are taken for images (n, c, h, w) or
-    volumes (n, c, d, h, w).
-
-    Parameters
-    ----------
-    graph : Graph
-        A traced graph.
-    x : Tensor, shape (n, ...)
-        Inputs.
-
-    Returns
-    -------
-    Action or None
-        None when no translation is known to act on the inputs.
-    """
-    trace = record(graph, x)
-    alive = data_dependent(graph)
-    slides = next((n for n in graph.operations if n in alive and n.op.startswith(_WINDOWED)), None)
-    root, places = _root(graph, trace, alive, x)
-    rank = len(trace.shapes[root])
-    if slides is None:
-        if x.ndim not in (4, 5) or root.op != "input":
-            return None
-        dims = tuple(range(2, x.ndim))
-        return Action(root, dims, places, analyse(graph, trace, root, dims))
-    digit = next(c for c in slides.op if c.isdigit())
-    starts = range(rank - int(digit), 0, -1)  # (n, c, h, w) before (n, h, w, c)
-    for first in starts:
-        dims = tuple(range(first, first + int(digit)))
-        steps = analyse(graph, trace, root, dims)
-        read = steps.get(slides.args[0])
-        expected = tuple((a,) for a in range(len(dims)))
-        if (
-            read is not None
-            and isinstance(read.layout, Layout)
-            and read.layout.labels[-len(dims) :] == expected
-        ):
-            return Action(root, dims, places, steps)
-    return None
-
-
-def _root(graph: Graph, trace: Trace, alive: set[Node], x: Tensor) -> tuple[Node, Tensor]:
-    """Follow reshapes of the input up to three dimensions; return the node and where entries went."""
-    node = next(n for n in graph.nodes if n.op == "input")
-    size = x[0].numel()
-    places = torch.arange(2 * size).view(2, *x.shape[1:])
-    while places.ndim < 3:
-        readers = [n for n in graph.consumers(node) if n in alive]
-        if len(readers) != 1 or readers[0].op not in spatial_rules.MOVES or readers[0].op == "getitem":
-            break
-        moved = spatial_rules.run_on(trace, readers[0], {node: places})
-        if (
-            not isinstance(moved, Tensor)
-            or moved.shape[0] != 2
-            or int(moved[0].max()) >= size
-            or moved[0].numel() != size
-        ):
-            break
-        node, places = readers[0], moved
-    return node, places[0]
-
-
-def analyse(graph: Graph, trace: Trace, root: Node, dims: Sequence[int]) -> dict[Node, Step]:
-    """Follow the spatial dimensions ``dims`` of ``root`` through the graph.
-
-    Returns
-    -------
-    dict of Node to Step
-        For the root and every operation that depends on it.
-    """
-    shape = trace.shapes[root]
-    labels: list[Label] = [(dims.index(d),) if d in dims else () for d in range(len(shape))]
-    labels[0] = (BATCH,)
-    axes = range(len(dims))
-    start = Layout(
-        tuple(labels),
-        {BATCH: shape[0], **{a: shape[dims[a]] for a in axes}},
-        dict.fromkeys(axes, Fraction(1)),
-        dict.fromkeys(axes, 1),
-    )
-    steps = {root: Step(start)}
-    alive = data_dependent(graph)
-    for node in graph.nodes[graph.nodes.index(root) + 1 :]:
-        if node not in alive or node.is_leaf:
-            continue
-        sources = [s for s in dict.fromkeys(node.inputs) if s in alive]
-        if any(s not in steps or steps[s].layout is None for s in sources):
-            steps[node] = Step(None, "follows a layer whose positions are unknown")
-        else:
-            steps[node] = spatial_rules.step(trace, steps, node, sources)
-    return steps
-
-
-def faults(steps: dict[Node, Step]) -> dict[Node, Node]:
-    """Return, for each node not proved to commute with shifts, the first operation to blame."""
-    order = {node: i for i, node in enumerate(steps)}
-    blamed: dict[Node, Node] = {}
-    for node, step in steps.items():
-        earlier = [blamed[s] for s in node.inputs if s in blamed]
-        if earlier:
-            blamed[node] = min(earlier, key=order.__getitem__)
-        elif step.fault:
-            blamed[node] = node
-    return blamed
+    rounding: float
 
 
 def measure(
@@ -281,21 +140,40 @@ def measure(
     options, exact = _float64(graph, x)
     x = x.double() if exact else x
     rows = max(1, int(_CHUNK_BYTES / (24 * cost.widest * (1 + len(shifts)))))
-    found: dict[Node, list[Tensor]] = {node: [] for node in layers}
+    defects: dict[Node, list[Tensor]] = {node: [] for node in layers}
+    own: dict[Node, list[Tensor]] = {node: [] for node in layers}
+    invariance: dict[Node, list[Tensor]] = {node: [] for node in layers}
     outputs: list[Tensor] = []
 
     def observe(node: Node, value: Any) -> None:
-        if node in found:
-            found[node].append(_defects(value, action.steps[node].layout, shifts))
+        if node in defects and isinstance(value, Tensor) and value.is_floating_point():
+            defects[node].append(_defects(value, action.steps[node].layout, shifts))
+            base, *shifted = value.chunk(1 + len(shifts))
+            invariance[node].append(torch.stack([relative_distance(base, other) for other in shifted]))
 
+    casts = options.get("handlers", {})
+
+    def exactly_shifted(node: Node, *args: Any, **kwargs: Any) -> Any:
+        """Run an operation, note its defect, and hand on what it would give if it had none."""
+        assert node.function is not None
+        handler = casts.get(node.op)
+        result = node.function(*args, **kwargs) if handler is None else handler(node, *args, **kwargs)
+        value = result[0] if isinstance(result, tuple) else result
+        if node not in own or not isinstance(value, Tensor) or not value.is_floating_point():
+            return result
+        layout = action.steps[node].layout
+        own[node].append(_defects(value, layout, shifts))
+        value = _exactly_shifted(value, layout, shifts)
+        return (value, *result[1:]) if isinstance(result, tuple) else value
+
+    corrected = {**options, "handlers": {**casts, **dict.fromkeys({n.op for n in layers}, exactly_shifted)}}
     with torch.no_grad():
         for block in x.split(rows):
             batch = torch.cat([block, *(action.shift(block, by) for by in shifts)])
-            outputs.append(
-                graph.run(batch, observe=observe, **options).unflatten(0, (1 + len(shifts), -1)).cpu()
-            )
+            output = graph.run(batch, observe=observe, **options)
+            outputs.append(output.unflatten(0, (1 + len(shifts), -1)).cpu())
+            graph.run(batch, **corrected)
     output = torch.cat(outputs, 1)
-    defects = {node: torch.cat(parts, 1) for node, parts in found.items()}
     blamed = faults(action.steps)
     first = blamed.get(graph.output) if graph.output is not None else None
     return Equivariance(
@@ -303,13 +181,15 @@ def measure(
             LayerDefect(
                 name,
                 node.where,
-                defects[node],
+                torch.cat(defects[node], 1),
+                torch.cat(own[node], 1),
+                torch.cat(invariance[node], 1),
                 _lattice(action.steps[node].layout, shifts),
-                _increase(node, defects, _lattice(action.steps[node].layout, shifts)),
                 node not in blamed,
+                _own_fault(node, action.steps, layers),
             )
             for node, name in layers.items()
-            if not bool(defects[node].isnan().all())
+            if defects[node] and not bool(torch.cat(defects[node], 1).isnan().all())
         ],
         shifts=shifts,
         n=len(x),
@@ -318,7 +198,23 @@ def measure(
         fault="" if first is None else f"{first.where} {action.steps[first].fault}",
         sizes=action.sizes,
         exact=exact,
+        rounding=math.sqrt(torch.finfo(x.dtype).eps),
     )
+
+
+def _own_fault(node: Node, steps: dict[Node, Step], layers: dict[Node, str]) -> str:
+    """Return the fault of a measured operation, or of what stands between it and those measured before."""
+    stack, seen = [node], set()
+    while stack:
+        current = stack.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        step = steps.get(current)
+        if step is not None and step.fault:
+            return step.fault
+        stack += [source for source in current.inputs if source not in layers]
+    return ""
 
 
 def named_layers(graph: Graph, steps: dict[Node, Step]) -> dict[Node, str]:
@@ -332,11 +228,7 @@ def named_layers(graph: Graph, steps: dict[Node, Step]) -> dict[Node, str]:
     parents = {name.rpartition(".")[0] for name in inner} | {
         name[:i] for name in inner for i, c in enumerate(name) if c == "."
     }
-    nodes = [
-        n
-        for n, step in steps.items()
-        if not n.is_leaf and not spatial_rules.is_trivial(n) and _comparable(step.layout, n.shape or ())
-    ]
+    nodes = [n for n, step in steps.items() if _is_measured(n) and _comparable(step.layout, n.shape or ())]
     names: dict[Node, str] = {}
     counts: dict[str, int] = {}
     for at, node in enumerate(nodes):
@@ -347,6 +239,13 @@ def named_layers(graph: Graph, steps: dict[Node, Step]) -> dict[Node, str]:
         counts[name] = counts.get(name, 0) + 1
         names[node] = name if counts[name] == 1 else f"{name} #{counts[name]}"
     return names
+
+
+def _is_measured(node: Node) -> bool:
+    """Return whether an operation computes something, or is the first of several results of one that does."""
+    if node.op == "getitem":
+        return node.args[0].op not in MOVES
+    return not node.is_leaf and not spatial_rules.is_trivial(node)
 
 
 def _comparable(layout: Any, shape: tuple[int, ...]) -> bool:
@@ -371,19 +270,41 @@ def _lattice(layout: Layout, shifts: list[Shift]) -> tuple[bool, ...]:
     return tuple(all(by[a] % period == 0 for a, period in layout.period.items()) for by in shifts)
 
 
+def relative_distance(value: Tensor, other: Tensor) -> Tensor:
+    """Return |other - value| / |value| for each sample, of |other| where the value is zero.
+
+    Parameters
+    ----------
+    value, other : Tensor, shape (n, ...)
+
+    Returns
+    -------
+    Tensor, shape (n,), float64, on the CPU
+    """
+    gap, size, spare = (t.flatten(1).norm(dim=1).double().cpu() for t in (other - value, value, other))
+    return torch.where(gap == 0, 0.0, gap / torch.where(size > 0, size, spare))
+
+
 def _defects(value: Tensor, layout: Layout, shifts: list[Shift]) -> Tensor:
     """Return the relative defects, shape (shifts, n), of a value at x and at its shifts."""
     base, *shifted = value.detach().chunk(1 + len(shifts))
-    scale = base.flatten(1).norm(dim=1)
     rows = []
     for by, other in zip(shifts, shifted, strict=True):
         moves = _movement(layout, by)
         if moves is None:
-            rows.append(torch.full_like(scale, torch.nan))
-            continue
-        gap = (other - _moved(base, layout, moves)).flatten(1).norm(dim=1)
-        rows.append(torch.where(gap == 0, 0.0, gap / scale))
-    return torch.stack(rows).double().cpu()
+            rows.append(torch.full((len(base),), torch.nan, dtype=torch.float64))
+        else:
+            rows.append(relative_distance(_moved(base, layout, moves), other))
+    return torch.stack(rows)
+
+
+def _exactly_shifted(value: Tensor, layout: Layout, shifts: list[Shift]) -> Tensor:
+    """Return the value at x followed by its own shifts, where these move whole positions."""
+    base, *shifted = value.chunk(1 + len(shifts))
+    moves = [_movement(layout, by) for by in shifts]
+    parts = [other if m is None else _moved(base, layout, m) for m, other in zip(moves, shifted, strict=True)]
+    result = torch.empty_like(value)  # with the same strides, which a later view may rely on
+    return result.copy_(torch.cat([base, *parts]))
 
 
 def _moved(value: Tensor, layout: Layout, moves: dict[int, int]) -> Tensor:
@@ -396,35 +317,6 @@ def _moved(value: Tensor, layout: Layout, moves: dict[int, int]) -> Tensor:
             dims = tuple(range(d, d + len(axes)))
             value = grid.roll([moves.get(a, 0) for a in axes], dims).flatten(d, dims[-1])
     return value
-
-
-def _counted(defects: Tensor, lattice: Sequence[bool]) -> Tensor:
-    """Return which shifts count for a layer: those on its lattice, or all that act on it if none is."""
-    return torch.tensor(lattice) if any(lattice) else ~defects.isnan().any(1)
-
-
-def _increase(node: Node, defects: dict[Node, Tensor], lattice: tuple[bool, ...]) -> float:
-    """Return the mean defect minus the largest of the nearest layers before, at the shifts that count."""
-    rows = _counted(defects[node], lattice)
-    before = 0.0
-    for source in _measured_before(node, defects):
-        earlier = defects[source][rows]
-        seen = earlier[~earlier.isnan()]
-        before = max(before, float(seen.mean()) if len(seen) else 0.0)
-    return float(defects[node][rows].mean()) - before
-
-
-def _measured_before(node: Node, defects: dict[Node, Tensor]) -> Iterator[Node]:
-    stack, seen = list(node.inputs), set()
-    while stack:
-        source = stack.pop()
-        if source in seen:
-            continue
-        seen.add(source)
-        if source in defects:
-            yield source
-        else:
-            stack.extend(source.inputs)
 
 
 def _float64(graph: Graph, x: Tensor) -> tuple[dict[str, Any], bool]:

@@ -203,7 +203,8 @@ class Graph:
         x : Tensor, shape (n, ...)
             The input; any batch size unless the module fixed it.
         handlers : mapping from op to function(node, *args, **kwargs), optional
-            Replaces operations by name (a max-pool by a sum over its window, say).
+            Replaces operations by name (a max-pool by a sum over its window, say).  Where the
+            graph reads by-products too (the places of the maxima), it returns all results.
         overrides : mapping from parameter or buffer name to Tensor, optional
             Replaces leaves by value.
         observe : function(node, value), optional
@@ -217,7 +218,7 @@ class Graph:
         Raises
         ------
         ValueError
-            If the module could not be traced.
+            If the module could not be traced, or a handler leaves out by-products that are read.
         """
         if self.output is None:
             raise ValueError(f"model: expected a traceable module; tracing failed: {self.reason}")
@@ -239,15 +240,19 @@ class Graph:
                 args, kwargs = _fill(node.args, env), _fill(node.kwargs, env)
                 if node.op in handlers:
                     result = handlers[node.op](node, *args, **kwargs)
-                elif node.op == "getitem" and node.args[0] in by_products:
+                elif node.op == "getitem" and node.args[0] in split:
                     result = by_products[node.args[0]][node.args[1]]
                 else:
                     assert node.function is not None
                     result = node.function(*args, **kwargs)
-                    if node.op in _FIRST_OUTPUT:
-                        if node in split:
-                            by_products[node] = result
-                        result = result[0]
+                if node in split:
+                    if not isinstance(result, (tuple, list)):
+                        raise ValueError(
+                            f"handlers: expected all results of {node.where}, got the first alone"
+                        )
+                    by_products[node] = result
+                if node.op in _FIRST_OUTPUT and isinstance(result, (tuple, list)):
+                    result = result[0]
                 env[node] = result
                 if observe is not None:
                     observe(node, result)
@@ -304,7 +309,7 @@ def trace(model: nn.Module, x: Tensor) -> Graph:
         return Graph(model, [], None, "modules", reason, model.training)
     graph = _convert(model, program)
     if _fixes_the_batch(program):  # such a graph would silently leave out every further sample
-        reason = f"its forward fixes the number of samples, to the {len(x)} of the example"
+        reason = "its forward fixes the number of samples, by len(x) or a loop; x.shape[0] would leave it free"
         return Graph(model, [], None, "modules", reason, model.training)
     return graph
 

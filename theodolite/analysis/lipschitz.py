@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from theodolite.analysis.graph import Graph, Node, trace
 from theodolite.analysis.linear_layers import BATCH_NORM, Constants, LinearLayer, is_copy, linear_layers
-from theodolite.analysis.operator_norms import NotLipschitz, operation_norm, product_refusal, size_of
+from theodolite.analysis.operator_norms import NotLipschitz, operation_norm, product_refusal, refusal, size_of
 from theodolite.value import Value
 
 _PAIRWISE = 2000  # largest number of outputs for which all pairs of rows are compared
@@ -73,13 +73,11 @@ class LipschitzBounds:
 
     @property
     def ends_in_softmax(self) -> bool:
-        """Whether the output is probabilities, whose logarithms differ as the logits do."""
+        """Whether the output is probabilities; their logarithms differ at most as much as the logits do."""
         node, logits = self.graph.output, self.logits
-        while node is not None and node is not logits:
-            if node.op in ("softmax", "_softmax"):
-                return True
+        while node is not None and node is not logits and is_copy(node):
             node = node.args[0]
-        return False
+        return node is not None and node is not logits and node.op in ("softmax", "_softmax")
 
     def pairwise(self) -> Tensor:
         r"""Return upper bounds of the Lipschitz constants of all differences of two logits.
@@ -97,7 +95,7 @@ class LipschitzBounds:
         K = logits.shape[-1]
         last = next((layer for layer in self.layers if layer.node is logits), None)
         if last is None or last.operator is not None or K > _PAIRWISE:
-            bound = torch.full((K, K), math.sqrt(2.0) * self.constants[logits], dtype=torch.float64)
+            bound = torch.full((K, K), math.sqrt(2.0) * self.constants.get(logits, 0.0), dtype=torch.float64)
         else:
             distances = torch.cdist(last.rows, last.rows, compute_mode="donot_use_mm_for_euclid_dist")
             bound = distances * self.constants[last.origin]
@@ -180,12 +178,7 @@ class _Rules:
         if len(sources) > 1 and op in _PRODUCTS:
             raise NotLipschitz(product_refusal(node), node)
         if len(set(sources)) > 1:
-            raise NotLipschitz(
-                f"{node.where}: no global Lipschitz constant is known for the operation '{op}'"
-                if "attention" not in op
-                else f"{node.where}: dot-product attention is not globally Lipschitz",
-                node,
-            )
+            raise NotLipschitz(refusal(node), node)
         value = operation_norm(node, self.constants)
         if op == BATCH_NORM or op.endswith("_norm"):
             self.note(node.layer or node.name, value)

@@ -165,7 +165,7 @@ def _activation(node: Node, constants: Constants) -> float:
         return 1.0
     if op in ("masked_fill", "threshold") and _fills(node, constants):
         return 1.0
-    raise NotLipschitz(_refusal(node), node)
+    raise NotLipschitz(refusal(node), node)
 
 
 def _fills(node: Node, constants: Constants) -> bool:
@@ -175,10 +175,11 @@ def _fills(node: Node, constants: Constants) -> bool:
     return not any(constants.depends(argument) for argument in node.args[1:])
 
 
-def _refusal(node: Node) -> str:
+def refusal(node: Node) -> str:
+    """Return the sentence for an operation without a rule."""
     if "attention" in node.op or "transformer_encoder" in node.op:
         return f"{node.where}: dot-product attention is not globally Lipschitz"
-    return f"{node.where}: no global Lipschitz constant is known for the operation '{node.op}'"
+    return _unknown(node, f"the operation '{node.op}'")
 
 
 def _normalization(node: Node, constants: Constants) -> float:
@@ -197,7 +198,7 @@ def _scaling(node: Node, constants: Constants) -> Value:
     if len(data) > 1:
         raise NotLipschitz(product_refusal(node), node)
     if node.op == "div" and not constants.depends(node.args[0]):
-        raise NotLipschitz(f"{node.where}: dividing by what depends on the input is not Lipschitz", node)
+        raise NotLipschitz(_unknown(node, "a division by what depends on the input"), node)
     if node.op == "div" and node.kwargs.get("rounding_mode"):
         raise NotLipschitz(f"{node.where}: rounding is not continuous", node)
     other = node.args[1] if data[0] is node.args[0] else node.args[0]
@@ -211,7 +212,11 @@ def _scaling(node: Node, constants: Constants) -> Value:
 
 def product_refusal(node: Node) -> str:
     """Return the sentence for a product of two data-dependent quantities."""
-    return f"{node.where}: a product of two quantities that depend on the input is not globally Lipschitz"
+    return _unknown(node, "a product of two quantities that depend on the input")
+
+
+def _unknown(node: Node, what: str) -> str:
+    return f"{node.where}: no global Lipschitz constant is known for {what}"
 
 
 def _product(node: Node, constants: Constants) -> Value:
@@ -223,7 +228,7 @@ def _product(node: Node, constants: Constants) -> Value:
     matrices = constants.tensor(other)
     source = data[0]
     if matrices.ndim < 2 or source.shape is None or len(source.shape) < 2 or node.shape is None:
-        raise NotLipschitz(_refusal(node), node)
+        raise NotLipschitz(refusal(node), node)
     # the data may be broadcast along the batch axes of the constant
     spread = math.sqrt(math.prod(node.shape[:-2]) / math.prod(source.shape[:-2]))
     _, upper = batched_sigma_max(matrices.reshape(-1, *matrices.shape[-2:]))

@@ -41,6 +41,14 @@ _MAX_POOL_NAMES = """
 max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
 adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
 """
+# curved in their argument, whatever surrounds them; what is in no table here is simply not known
+_CURVED_NAMES = """
+sigmoid log_sigmoid tanh gelu silu mish softplus softsign elu celu selu hardswish tanhshrink erf exp expm1 log log1p
+sqrt rsqrt square pow reciprocal sin cos softmax _softmax log_softmax _log_softmax logsumexp layer_norm rms_norm
+group_norm instance_norm glu linalg_vector_norm norm var std prod lstm gru rnn_tanh scaled_dot_product_attention
+mul matmul mm bmm mv dot outer linear conv1d conv2d conv3d addmm baddbmm addcmul bilinear div einsum
+"""
+_CURVED = frozenset(_CURVED_NAMES.split())
 _JOINT, _UNARY = frozenset(_JOINT_NAMES.split()), frozenset(_UNARY_NAMES.split())
 _MAX_POOLS = frozenset(_MAX_POOL_NAMES.split())
 _REDUCTIONS = frozenset(["amax", "amin", "max", "min", "maximum", "minimum"])
@@ -77,7 +85,7 @@ def data_dependent(graph: Graph) -> set[Node]:
 
 
 def obstruction(graph: Graph) -> Node | None:
-    """Return the first operation that is not continuous and piecewise linear in the data, or None."""
+    """Return the first operation not shown to be continuous and piecewise linear in the data, or None."""
     alive = data_dependent(graph)
     for node in graph.operations:
         if node in alive and not (
@@ -85,6 +93,11 @@ def obstruction(graph: Graph) -> Node | None:
         ):
             return node
     return None
+
+
+def is_curved(node: Node) -> bool:
+    """Return whether an operation that :func:`obstruction` named is known not to be piecewise linear."""
+    return node.op in _CURVED
 
 
 def is_affine(node: Node, alive: set[Node]) -> bool:

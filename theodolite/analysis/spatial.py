@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -13,6 +15,7 @@ from theodolite.analysis.graph import Graph, Node
 
 BATCH = -1  # the axis of samples, beside the spatial axes 0, 1, ...
 FREE = 1000  # axes from here on are neither: channels or heads that share a dimension with positions
+NO_ORDER = "mixes positions that are in no regular order"
 Label = (
     tuple[int, ...] | None
 )  # axes that a tensor dimension runs over, row-major; None for what is none such
@@ -76,10 +79,21 @@ class Step:
 
 @dataclass
 class Trace:
-    """Shapes and sizes that a graph took on two samples."""
+    """What a graph computed on two samples.
+
+    Attributes
+    ----------
+    shapes : dict of Node to tuple of int
+        Shape of the result, of the first if there are several.
+    sizes : dict of Node to object
+        Results that are no tensors.
+    single : set of Node
+        Operations whose result is one tensor of floating numbers.
+    """
 
     shapes: dict[Node, tuple[int, ...]] = field(default_factory=dict)
     sizes: dict[Node, Any] = field(default_factory=dict)
+    single: set[Node] = field(default_factory=set)
 
 
 def record(graph: Graph, x: Tensor) -> Trace:
@@ -90,6 +104,8 @@ def record(graph: Graph, x: Tensor) -> Trace:
         first = value[0] if isinstance(value, (tuple, list)) and value else value
         if isinstance(first, Tensor):
             found.shapes[node] = tuple(first.shape)
+            if first is value and value.is_floating_point():
+                found.single.add(node)
         else:
             found.sizes[node] = value
 
@@ -102,3 +118,42 @@ def record(graph: Graph, x: Tensor) -> Trace:
     with torch.no_grad():
         graph.run(pair, observe=observe)
     return found
+
+
+def padded(trace: Trace, node: Node, layout: Layout) -> bool:
+    """Return whether some dimension holds circular padding beside the positions of its axis."""
+    sizes = zip(layout.labels, trace.shapes[node], strict=True)
+    return any(
+        label not in (None, (), (BATCH,)) and math.prod(layout.grid[a] for a in label) != size
+        for label, size in sizes
+    )
+
+
+def merged(layouts: Sequence[Layout]) -> tuple[Layout, str]:
+    """Return common grid, stride and period of several layouts (labels of the first), or what is wrong."""
+    result, fault = layouts[0], ""
+    for other in layouts[1:]:
+        for axis, stride in other.stride.items():
+            if result.has(axis) and other.has(axis) and result.stride[axis] != stride:
+                fault = "combines layers of different strides"
+            if not result.has(axis):
+                result = replace(
+                    result,
+                    grid={**result.grid, axis: other.grid[axis]},
+                    stride={**result.stride, axis: stride},
+                )
+            period = math.lcm(result.period[axis], other.period[axis])
+            result = replace(result, period={**result.period, axis: period})
+    return result, fault
+
+
+def each(item: Any, d: int) -> list[Any]:
+    """Return one number an axis, as ATen repeats a single one."""
+    if isinstance(item, (int, str)):
+        return [item] * d
+    return list(item) if len(item) == d else list(item) * d
+
+
+def only(layouts: dict[Node, Layout]) -> Layout:
+    """Return the layout of the first argument that depends on the data, mostly the only one."""
+    return next(iter(layouts.values()))

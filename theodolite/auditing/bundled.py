@@ -29,8 +29,9 @@ def train(
 ) -> nn.Module:
     """Train a bias-free ReLU network on mean cross-entropy + weight_decay/2 * ||parameters||^2.
 
-    Full-batch Adam comes near a minimum and L-BFGS in float64 goes on to a point that is
-    close to stationary, which is where the theorems on optimality have most to say.
+    Full-batch Adam comes near a minimum and L-BFGS in float64 goes on from there, to where the
+    theorems on optimality have most to say.  The gradient does not vanish: at the minima of a
+    ReLU network some units sit on their kinks.
 
     Parameters
     ----------
@@ -65,9 +66,7 @@ def train(
         torch.manual_seed(seed)
         model = MLP(WIDTHS, bias=False).to(device)
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # layers this small gain little from more, and one gives the same numbers everywhere
+    torch.set_num_threads(1)  # layers this small gain little from more; one gives the same numbers everywhere
     try:
         _minimize(model, x.to(device), y.to(device), weight_decay, tick)
     finally:

@@ -180,7 +180,8 @@ def _accepts(model: nn.Module, x: Tensor) -> bool:
     try:
         copied = validation.working_copy(model, "cpu", [])
         floats = [p for p in [*copied.parameters(), *copied.buffers()] if p.is_floating_point()]
-        output = validation.run_forward(copied, x.to(floats[0].dtype) if floats else x)
+        # a copy, for a forward that changes its input in place
+        output = validation.run_forward(copied, x.to(floats[0].dtype if floats else x.dtype, copy=True))
     except InputError:  # said in full when the audit runs the model on the shape that was kept
         return False
     return isinstance(output, Tensor) and output.ndim == 2 and len(output) == len(x)

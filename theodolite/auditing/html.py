@@ -198,7 +198,9 @@ def _row(name: str, value: Value, *, plain: bool = False) -> Row:
         kind=value.kind,
         number=number(value),
         unit=value.unit,
-        confidence="" if value.confidence == 1.0 else format_confidence(value.confidence),
+        confidence=""
+        if value.confidence == 1.0
+        else format_confidence(value.confidence).replace(" ", "\u00a0"),
         note=value.note,
         witness=_witness(value.witness),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import time
@@ -13,7 +14,7 @@ import torch
 from theodolite.auditing import data as auditing_data
 from theodolite.auditing import remedies as auditing_remedies
 from theodolite.auditing.report import Report, describe_data, describe_environment, describe_model
-from theodolite.theorems.base import Finding, Theorem, make_finding
+from theodolite.theorems.base import Finding, NotApplicable, Theorem, make_finding
 from theodolite.theorems.base import run as run_theorems
 from theodolite.theorems.subject import InputError, Subject
 
@@ -151,6 +152,11 @@ def conduct(
         data_name=loaded.name,
     )
     subject.progress = progress.within
+    progress.step("running the model on the data")
+    with subject.preserved():
+        for split in subject.data:
+            with contextlib.suppress(NotApplicable):  # outputs that are not finite: the findings say so
+                subject.logits(split)
     chosen = [theorem for theorem, reason in theorems if not reason]
     progress.plan(len(chosen) + remedies)
     found, complete = run_theorems(
@@ -235,7 +241,7 @@ def choose_theorems(
 def codes(argument: str, given: str | Iterable[str], known: Iterable[str]) -> set[str]:
     """Return the codes in one or several strings, refusing one that no theorem has."""
     known = list(known)
-    parts = [given] if isinstance(given, str) else list(given)
+    parts = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
     if not all(isinstance(part, str) for part in parts):
         raise InputError(f"{argument}: expected codes such as 'GEN003', got {given!r}")
     found = {code for part in parts for code in part.replace(",", " ").split()}

@@ -129,6 +129,19 @@ def _text(x: float, y: float, text: str, anchor: str = "middle", kind: str = "")
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{css}>{escape(text)}</text>'
 
 
+def _cut(text: str, width: float) -> str:
+    """Return a text that fits into a width."""
+    most = max(4, int(width / _CHARACTER))
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _ends(labels: Sequence[str], y: float) -> str:
+    """Return the first and the last label below an axis."""
+    half = (_WIDTH - _RIGHT - _LEFT) / 2 - 8
+    first = _text(_LEFT, y, _cut(labels[0], half), "start")
+    return first + (_text(_WIDTH - _RIGHT, y, _cut(labels[-1], half), "end") if len(labels) > 1 else "")
+
+
 def _rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
@@ -156,16 +169,17 @@ def _grid(chart: Chart, x: _Axis | None, y: _Axis | None, top: float, bottom: fl
             if at - half > last + 4:
                 parts.append(_text(at, bottom + 13, _tick(tick)))
                 last = at + half
-        log = " (log scale)" if (x and x.log) or (y and y.log and not x) else ""
-        x_label = chart.x_label + (log if x and x.log else "")
-        if x_label:
-            parts.append(_text((left + _WIDTH - _RIGHT) / 2, bottom + 28, x_label, kind="label"))
+    log = " (log scale)" if x and x.log else ""
+    if chart.x_label or log:
+        x_label = _cut(chart.x_label, _WIDTH + _RIGHT - left - len(log) * _CHARACTER) + log
+        parts.append(_text((left + _WIDTH - _RIGHT) / 2, bottom + 28, x_label.strip(), kind="label"))
     return "".join(parts)
 
 
 def _y_label(chart: Chart, y: _Axis) -> tuple[str, float]:
     """Return the label above the axis and the room that it takes."""
-    label = chart.y_label + (" (log scale)" if y.log else "")
+    log = " (log scale)" if y.log else ""
+    label = _cut(chart.y_label, _WIDTH - len(log) * _CHARACTER) + log
     return (_text(2, 10, label, "start", "label"), 10.0) if label.strip() else ("", 0.0)
 
 
@@ -173,7 +187,7 @@ def _legend(names: Sequence[str], top: float) -> tuple[str, float]:
     if len(names) < 2:
         return "", 0.0
     parts, x = [], 2.0
-    for k, name in enumerate(names):
+    for k, name in enumerate(_cut(name, _WIDTH / len(names) - 30) for name in names):
         parts.append(f'<rect x="{x:.1f}" y="{top + 2:.1f}" width="9" height="9" class="s{k + 1} mark"/>')
         parts.append(_text(x + 13, top + 10, name, "start"))
         x += 26 + len(name) * _CHARACTER
@@ -303,8 +317,7 @@ def _columns(chart: Chart, series: dict[str, list[float]]) -> tuple[str, float]:
                     _bar(left + step * 0.1 + k * share, a, share, b - a, k, f"{tip}: {numbers[i]:.4g}")
                 )
     if chart.labels:
-        parts.append(_text(_LEFT, bottom + 13, chart.labels[0], "start"))
-        parts.append(_text(_WIDTH - _RIGHT, bottom + 13, chart.labels[-1], "end"))
+        parts.append(_ends(chart.labels, bottom + 13))
     return "".join(parts), _HEIGHT + room
 
 
@@ -324,8 +337,7 @@ def _line(chart: Chart, series: dict[str, list[float]]) -> tuple[str, float]:
         points = [f"{x(a):.1f},{y(v):.1f}" for a, v in zip(at, numbers, strict=False) if math.isfinite(v)]
         parts.append(f'<polyline points="{" ".join(points)}" class="l{k + 1}"/>')
     if chart.labels and not places:
-        parts.append(_text(_LEFT, bottom + 13, chart.labels[0], "start"))
-        parts.append(_text(_WIDTH - _RIGHT, bottom + 13, chart.labels[-1], "end"))
+        parts.append(_ends(chart.labels, bottom + 13))
     return "".join(parts), _HEIGHT + room
 
 

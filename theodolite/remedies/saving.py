@@ -52,7 +52,9 @@ def save_model(model: nn.Module, path: str | PathLike[str], example: Tensor | No
 
 def _weights(model: nn.Module) -> bytes:
     buffer = io.BytesIO()
-    torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, buffer)
+    # an entry need not be a tensor: a module may have an extra state of its own
+    state = {k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in model.state_dict().items()}
+    torch.save(state, buffer)
     return buffer.getvalue()
 
 

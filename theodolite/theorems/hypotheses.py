@@ -42,7 +42,8 @@ def _classification(subject: Subject) -> Verdict:
     return by_structure(
         subject.loss_name == "cross_entropy" and subject.n_outputs > 1,
         witness={"loss": subject.loss_name, "outputs": subject.n_outputs},
-        reason=f"the loss is {subject.loss_name} with {subject.n_outputs} outputs",
+        reason=f"the loss is {subject.loss_name} with "
+        + (f"{subject.n_outputs} outputs" if subject.n_outputs > 1 else "one output"),
     )
 
 
@@ -70,6 +71,8 @@ def _has_parameters(subject: Subject) -> Verdict:
 def _piecewise_linear(subject: Subject) -> Verdict:
     require_graph(subject)
     node = piecewise_linear.obstruction(subject.graph)
+    if node is not None and not piecewise_linear.is_curved(node):
+        raise NotApplicable(f"no rule tells whether {node.where} is piecewise linear")
     if node is not None:
         return by_structure(
             False,

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from theodolite.analysis.graph import Graph, Node, trace
+from theodolite.theorems.base import NotApplicable
 
 Split = Literal["train", "test"]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -196,11 +197,26 @@ class Subject:
             yield x[start : start + size].to(self.device), y[start : start + size].to(self.device)
 
     def logits(self, split: Split = "train") -> Tensor:
-        """Return the model's outputs on a split, shape (n, k), computed once."""
+        """Return the model's outputs on a split, shape (n, k), computed once.
+
+        Raises
+        ------
+        NotApplicable
+            If an output is not finite: no theorem on the outputs then has a number to speak of.
+        InputError
+            If the forward raises on some batch.
+        """
+        from theodolite.theorems import validation
 
         def compute() -> Tensor:
-            with torch.no_grad():
-                return torch.cat([self.model(x).cpu() for x, _ in self.batches(split)])
+            output = torch.cat([validation.run_forward(self.model, x).cpu() for x, _ in self.batches(split)])
+            broken = (~torch.isfinite(output)).flatten(1).any(1).nonzero().flatten()
+            if len(broken):
+                where = (
+                    f"{len(broken):,} of {len(output):,} {split} samples, first on sample {int(broken[0])}"
+                )
+                raise NotApplicable(f"the model's outputs are NaN or infinite on {where}")
+            return output
 
         return self.once(f"logits/{split}", compute)
 
@@ -220,7 +236,7 @@ class Subject:
     def errors(self, split: Split) -> Tensor:
         """Return whether each row is misclassified, shape (n,), bool; a tie counts as an error."""
         logits, y = self.logits(split), self.data[split][1]
-        return margins(logits, y) <= 0
+        return ~(margins(logits, y) > 0)
 
     def expect(self, reducers: Iterable[type[Reducer]]) -> None:
         """Announce reducers, so that one pass over the data can serve them all."""

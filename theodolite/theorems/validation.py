@@ -35,10 +35,15 @@ def working_copy(model: Any, device: str | torch.device | None, notes: list[str]
     """Return a copy of the model in evaluation mode, in float32 or float64, on the device."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    model = _unwrapped(model, notes)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise InputError(
                 f"model: '{name}' is not initialized; run the model once on data before auditing it"
+            )
+        if tensor.is_meta:
+            raise InputError(
+                f"model: '{name}' is on the meta device, which holds no numbers; load its weights"
             )
         if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
@@ -47,7 +52,11 @@ def working_copy(model: Any, device: str | torch.device | None, notes: list[str]
             raise InputError(f"model: '{name}' has {entries} not finite ({what}); expected finite numbers")
     if model.training:
         notes.append("the model was in training mode; its evaluation mode was audited")
-    copied = deep_copy(model).eval()
+    copied = deep_copy(model)
+    try:
+        copied.eval()
+    except Exception as error:  # a stranger's method; its own words are the true cause
+        raise InputError(f"model: its eval() raised {type(error).__name__}: {_first_line(error)}") from error
     if any(p.dtype in _HALF for p in [*copied.parameters(), *copied.buffers()]):
         notes.append(
             "half-precision weights were converted exactly to float32, in which everything was computed"
@@ -69,6 +78,20 @@ def working_copy(model: Any, device: str | torch.device | None, notes: list[str]
     for parameter in copied.parameters():
         parameter.grad = None
     return copied
+
+
+def _unwrapped(model: nn.Module, notes: list[str]) -> nn.Module:
+    """Return the module that a wrapper runs, which has the same function and can be traced."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        elif type(model).__name__ == "OptimizedModule":  # of torch.compile, whose class is costly to import
+            inner = model._orig_mod
+        else:
+            return model
+        assert isinstance(inner, nn.Module)
+        notes.append(f"the module inside {type(model).__name__} was audited")
+        model = inner
 
 
 def device_of(model: nn.Module, device: str | torch.device | None) -> torch.device:
@@ -162,14 +185,20 @@ def check_forward(subject: Subject) -> int:
     Refuses what no theorem here can speak of: an exception in forward, an output
     that is not one (n, k) tensor, randomness, dependence between samples.
     """
-    x = subject.x[:2].to(subject.device)
+    x = subject.x[:2].to(subject.device).clone()
+    version = x._version
     output = run_forward(subject.model, x)
+    if x._version != version:
+        raise InputError(
+            f"model: {_changing_layer(subject, x)} changes the input of the model in place, "
+            "which would change the data; expected a forward that leaves its input as it is"
+        )
     if not isinstance(output, Tensor):
         raise InputError(
             f"model: expected the output to be one tensor, got {_describe(output)}; "
             "wrap it in a module that returns the tensor"
         )
-    if not output.is_floating_point() or output.ndim != 2 or len(output) != len(x):
+    if not output.is_floating_point() or output.ndim != 2 or len(output) != len(x) or not output.shape[1]:
         wanted = f"({len(x)}, k)"
         raise InputError(
             f"model: expected a float output of shape {wanted} for input {tuple(x.shape)}, "
@@ -187,7 +216,8 @@ def check_forward(subject: Subject) -> int:
         alone = run_forward(subject.model, x[:1])
     except InputError as error:
         raise InputError(
-            f"model: runs on two samples but not on one, so its samples are not independent; {error}"
+            "model: runs on two samples but not on one, so its samples are not independent; "
+            f"{str(error).removeprefix('model: ')}"
         ) from error
     tolerance = 1e-3 * (1.0 + float(output.abs().max()))
     if float((alone[0] - output[0]).abs().max()) > tolerance:
@@ -211,6 +241,11 @@ def check_targets(subject: Subject, split: Split) -> tuple[Tensor, Tensor]:
         low, high = int(y.min()), int(y.max())
         if low < 0 or high >= subject.n_outputs:
             bad = high if low >= 0 else low
+            if subject.n_outputs == 1:
+                raise InputError(
+                    f"{where}y: the model has one output, so cross-entropy knows class 0 alone, got class {bad}; "
+                    "for regression give targets that are floats or the loss mse"
+                )
             raise InputError(
                 f"{where}y: expected class numbers 0 to {subject.n_outputs - 1} "
                 f"(the model has {subject.n_outputs} outputs), got {bad}"
@@ -247,7 +282,7 @@ def run_forward(model: nn.Module, x: Tensor) -> Any:
     with _tracked(model, stack), torch.no_grad():
         try:
             return model(x)
-        except Exception as error:  # a stranger's forward; its own words are the true cause
+        except (Exception, SystemExit) as error:  # a stranger's forward; its own words are the true cause
             where = f"layer {stack[-1]}" if stack else "the model's own forward"
             raise InputError(
                 f"model: could not be run on data of shape {tuple(x.shape)}: {where} raised "
@@ -276,7 +311,7 @@ def _tracked(model: nn.Module, stack: list[str]) -> Iterator[None]:
             handle.remove()
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else "(no message)"
 
@@ -286,7 +321,9 @@ def _describe(output: Any) -> str:
         return f"a dict with keys {', '.join(map(repr, output))}"
     if isinstance(output, (tuple, list)):
         return f"a {type(output).__name__} of {len(output)}"
-    return f"a {type(output).__name__}"
+    name = type(output).__name__
+    article = "an" if name[0].lower() in "aeio" or name == "ndarray" else "a"
+    return "None" if output is None else f"{article} {name}"
 
 
 def _random_layer(subject: Subject, x: Tensor) -> str:
@@ -315,6 +352,26 @@ def _random_layer(subject: Subject, x: Tensor) -> str:
                 f"layer '{name}' ({type(subject.model.get_submodule(name)).__name__}) or the code before it"
             )
     return "the model's own forward"
+
+
+def _changing_layer(subject: Subject, x: Tensor) -> str:
+    """Name the layer during which the model's input is changed, or the model's own forward."""
+    found: list[str] = []
+    versions: list[int] = []
+    handles = []
+    for name, module in subject.model.named_modules():
+        if name and next(module.children(), None) is None:
+
+            def after(m: nn.Module, i: Any, o: Any, name: str = name) -> None:
+                if x._version != versions.pop():
+                    found.append(f"layer '{name}' ({type(m).__name__})")
+
+            handles.append(module.register_forward_pre_hook(lambda m, i: versions.append(x._version)))
+            handles.append(module.register_forward_hook(after))
+    run_forward(subject.model, x)
+    for handle in handles:
+        handle.remove()
+    return found[0] if found else "the model's own forward"
 
 
 def _batch_layer(model: nn.Module) -> str:

@@ -35,7 +35,8 @@ class ActivationRegions(Theorem):
     or overruled units make fewer).  A segment that costs more than its share of a fixed
     budget is counted from its midpoint on as far as the share reaches; the counts are
     then exact for that part, and lower bounds for the whole.  Computed in float64, in
-    which breakpoints closer than 1e-11 of the segment count as one.
+    which breakpoints closer than 1e-11 of the segment count as one, and slopes that differ
+    by less than 1e-10 of the largest are taken for equal.
     """
 
     code = "APP001"
@@ -76,7 +77,7 @@ class ActivationRegions(Theorem):
             ),
             "linear_pieces": Value.exact(
                 median(r.linear_pieces for r in found),
-                note=f"median of {note}; neighbors with equal slope merged",
+                note=f"median of {note}; neighbors merged whose slopes agree to 1e-10 of the largest",
             ),
             "breakpoints_per_distance": Value.exact(
                 (sum(cells) - len(cells)) / sum(lengths),

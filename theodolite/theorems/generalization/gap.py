@@ -75,10 +75,7 @@ def _errors(subject: Subject) -> dict[str, Value]:
 def _losses(subject: Subject) -> dict[str, Value]:
     nonnegative = subject.loss_name in ("cross_entropy", "mse")
     unit = "nats" if subject.loss_name == "cross_entropy" else ""
-    losses: dict[Split, Tensor] = {
-        split: subject.per_sample_loss(subject.logits(split).double(), _widened(subject.data[split][1]))
-        for split in subject.data
-    }
+    losses: dict[Split, Tensor] = {split: _sample_losses(subject, split) for split in subject.data}
     train, test = float(losses["train"].mean()), float(losses["test"].mean())
     n, m = len(losses["train"]), len(losses["test"])
     low, high = mean_interval(losses["test"], CONFIDENCE)
@@ -97,8 +94,19 @@ def _losses(subject: Subject) -> dict[str, Value]:
     }
 
 
-def _widened(target: Tensor) -> Tensor:
-    return target.double() if target.is_floating_point() else target
+def _sample_losses(subject: Subject, split: Split) -> Tensor:
+    """Return the loss of each row, shape (n,), float64."""
+    output, target = subject.logits(split), subject.data[split][1]
+    try:
+        wide = target.double() if target.is_floating_point() else target
+        losses = subject.per_sample_loss(output.double(), wide)
+    except RuntimeError:  # a user's loss with tensors of its own, in the model's precision
+        losses = subject.per_sample_loss(output, target).double()
+    losses = losses.detach()
+    broken = int((~torch.isfinite(losses)).sum())
+    if broken:
+        raise NotApplicable(f"the loss is NaN or infinite on {broken:,} of {len(losses):,} {split} samples")
+    return losses
 
 
 def mean_interval(sample: Tensor, confidence: float) -> tuple[float, float]:

@@ -82,6 +82,8 @@ class Margins(Theorem):
 
     def compute(self, subject: Subject) -> dict[str, Value]:
         """Return the radius bracket, where there is one, and the quantiles of the margins."""
+        for split in subject.data:
+            subject.logits(split)  # says so where an output is not finite
         values = {}
         if subject.real_input:
             found = _radius(subject)
@@ -149,7 +151,7 @@ def _radius(subject: Subject) -> Value | None:
     )
     if lower is not None and bool((lower > upper * (1.0 + 1e-9)).any()):
         raise ArithmeticError("a certified radius exceeds the norm of a perturbation that misclassifies")
-    note = f"medians over {len(x):,} {split} points, {int((upper == 0).sum()):,} of them misclassified"
+    note = f"medians over {len(x):,} {'training' if split == 'train' else 'test'} points, {int((upper == 0).sum()):,} of them misclassified"
     missed = int(torch.isinf(upper).sum())
     if missed:
         note += f"; no misclassified point was found near {missed:,}"
