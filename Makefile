@@ -15,7 +15,7 @@ audit: $(VENV)/run.stamp ## train the bundled network on digits, audit it, write
 	@$(BIN)/theodolite audit --html audit.html --json audit.json
 
 test: $(VENV)/dev.stamp ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/dev.stamp ## check style, types and the layers of the package
 	@$(BIN)/ruff check --quiet

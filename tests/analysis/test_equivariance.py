@@ -235,6 +235,7 @@ def measured(model, x, shifts=None, *, oblique=False):
 
 def check_blame(found):
     """What is proved has no defect, and who makes a defect is not free of fault."""
+    assert found.exact
     for layer in found.layers:
         if layer.proved and any(layer.lattice):
             assert float(layer.counted.max()) < 1e-11, (layer.name, layer.counted)
@@ -326,7 +327,7 @@ def test_random_stacks_are_blamed_rightly():
         broken += sum(layer.own_defect > 1e-6 for layer in own)
         proved += sum(layer.proved for layer in found.layers)
     assert proved > 15
-    assert broken > 5
+    assert broken > 2
 
 
 def test_stride_two():

@@ -27,6 +27,7 @@ from theodolite.analysis.spatial import BATCH, Layout, Step
 from theodolite.analysis.spatial_moves import MOVES
 from theodolite.analysis.translation_action import Action, Shift, faults
 
+_CREATIONS = ("zeros", "ones", "full", "arange", "linspace", "scalar_tensor")
 _CHUNK_BYTES = 192 << 20
 
 
@@ -330,7 +331,13 @@ def _float64(graph: Graph, x: Tensor) -> tuple[dict[str, Any], bool]:
         result: Tensor = node.function(value, *args, **kwargs)
         return value if value.is_floating_point() and result.is_floating_point() else result
 
-    options: dict[str, Any] = {"overrides": wide, "handlers": {"_to_copy": cast, "to": cast}}
+    def made(node: Node, *args: Any, **kwargs: Any) -> Any:
+        assert node.function is not None
+        result: Tensor = node.function(*args, **kwargs)
+        return result.double() if result.is_floating_point() else result
+
+    handlers = {"_to_copy": cast, "to": cast, **dict.fromkeys(_CREATIONS, made)}
+    options: dict[str, Any] = {"overrides": wide, "handlers": handlers}
     try:
         with torch.no_grad():
             graph.run(x[:2].double(), **options)

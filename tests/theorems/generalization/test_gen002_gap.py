@@ -18,6 +18,12 @@ from theodolite.theorems.subject import Subject
 from theodolite.value import Value
 
 
+@pytest.fixture(autouse=True)
+def without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the batch size, which is read off the traced graph otherwise: the theorem needs no graph."""
+    monkeypatch.setattr(Subject, "batch_size", 512)
+
+
 def finding(subject: Subject) -> Finding:
     result = evaluate(GeneralizationGap(), subject)
     assert result.status != "failed", result.traceback
@@ -159,8 +165,7 @@ def drawn(seed: int) -> dict[str, Value]:
     return finding(Subject(Confident(), *TRAIN, test=(x, y))).values
 
 
-def test_intervals_cover_the_population_gaps_and_numbers_alone_do_not(monkeypatch):
-    monkeypatch.setattr(Subject, "batch_size", 128)  # which needs a trace otherwise, the slow part
+def test_intervals_cover_the_population_gaps_and_numbers_alone_do_not():
     draws = [drawn(seed) for seed in range(200)]
     train_loss = float(F.cross_entropy(Confident()(TRAIN[0]).detach(), TRAIN[1]))
     truth = {"gap": risk(), "loss_gap": expected_loss() - train_loss}  # no training error

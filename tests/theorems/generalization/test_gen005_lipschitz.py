@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import builders
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from fixtures import nets
 from torch import Tensor, nn
 
+from theodolite.analysis.operator_norms import ACTIVATIONS, GELU
 from theodolite.reference.jacobian import largest_slope
 from theodolite.testing import check_theorem
 from theodolite.theorems.base import Finding, evaluate
@@ -80,10 +82,10 @@ def test_of_a_linear_map_both_ends_are_its_norm(shape):
 def steepest(model: nn.Module, *shape: int) -> float:
     """Return the largest difference quotient that a search over nearby and distant pairs finds."""
     generator = torch.Generator().manual_seed(1)
-    a = 2.0 * torch.randn(64, *shape, generator=generator, dtype=torch.float64)
-    b = a + torch.randn(64, *shape, generator=generator, dtype=torch.float64) * 0.1
+    a = 2.0 * torch.randn(32, *shape, generator=generator, dtype=torch.float64)
+    b = a + torch.randn(32, *shape, generator=generator, dtype=torch.float64) * 0.1
     best = 0.0
-    for _ in range(40):
+    for _ in range(25):
         a.requires_grad_()
         b.requires_grad_()
         rise = (model(a) - model(b)).flatten(1).norm(dim=1)
@@ -146,7 +148,7 @@ def test_no_pair_is_steeper_than_the_upper_end(name):
     assert found >= 0.5 * bracket.lower
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_lower_end_is_attained_by_some_pair(seed):
     """In two dimensions a dense grid finds slopes as large as the lower end, up to its own step."""
     model = builders.mlp(2, 5, 4, 2, bias=True, seed=seed).double()
@@ -156,7 +158,7 @@ def test_the_lower_end_is_attained_by_some_pair(seed):
         rows = torch.func.vmap(torch.func.jacrev(lambda x: model(x[None])[0]))(points)
         return torch.linalg.matrix_norm(rows, 2)
 
-    axis = torch.linspace(-6.0, 6.0, 120, dtype=torch.float64)
+    axis = torch.linspace(-6.0, 6.0, 80, dtype=torch.float64)
     everywhere = float(jacobian_norms(torch.cartesian_prod(axis, axis)).detach().max())
     assert bracket.lower <= everywhere * (1 + 1e-9)
     assert everywhere <= bracket.upper
@@ -242,12 +244,14 @@ def test_without_float64_there_is_no_lower_end():
 
 def test_slopes_of_activations_are_at_most_their_constants():
     x = torch.linspace(-8.0, 8.0, 400_001, dtype=torch.float64)
-    for activation in (F.gelu, F.silu, F.mish, F.selu, F.hardswish, torch.erf, torch.sigmoid, F.hardsigmoid):
-        y = activation(x)
-        slope = float((y.diff() / x.diff()).abs().max())
-        model = Function(lambda s, t, f=activation: f(t), a=nn.Linear(1, 1))
-        upper = finding(model, 1).values["lipschitz"].upper
-        assert slope <= upper * (1 + 1e-9) <= 1.001 * slope, activation.__name__
+    constants = {
+        getattr(F, name, None) or getattr(torch, name): c for name, c in ACTIVATIONS.items() if c != 1.0
+    }
+    constants |= {partial(F.gelu, approximate=kind): c for kind, c in GELU.items()}
+    assert len(constants) == 9
+    for activation, constant in constants.items():
+        slope = float((activation(x).diff() / x.diff()).abs().max())
+        assert slope <= constant * (1 + 1e-9) <= 1.001 * slope, activation
 
 
 def test_the_advice_names_a_wide_bracket():

@@ -15,6 +15,12 @@ from theodolite.theorems.optimality.stationarity import Stationarity
 from theodolite.theorems.subject import Subject
 
 
+@pytest.fixture(autouse=True)
+def without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the batch size, which is read off the traced graph otherwise: the theorem needs no graph."""
+    monkeypatch.setattr(Subject, "batch_size", 512)
+
+
 def finding(subject: Subject) -> Finding:
     result = evaluate(Stationarity(), subject)
     assert result.status != "failed", result.traceback

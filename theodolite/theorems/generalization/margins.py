@@ -151,7 +151,8 @@ def _radius(subject: Subject) -> Value | None:
     )
     if lower is not None and bool((lower > upper * (1.0 + 1e-9)).any()):
         raise ArithmeticError("a certified radius exceeds the norm of a perturbation that misclassifies")
-    note = f"medians over {len(x):,} {'training' if split == 'train' else 'test'} points, {int((upper == 0).sum()):,} of them misclassified"
+    points = f"{len(x):,} {'training' if split == 'train' else 'test'} points"
+    note = f"medians over {points}, {int((upper == 0).sum()):,} of them misclassified"
     missed = int(torch.isinf(upper).sum())
     if missed:
         note += f"; no misclassified point was found near {missed:,}"
