@@ -64,10 +64,12 @@ def test_exact_on_linear_classifiers(dtype, tolerance):
         y = layer(x).argmax(1)
         y[:5] = (y[:5] + 1) % classes
         true = linear_radii(layer, x, y)
-        upper = radius(layer, x, y, targets=classes, dtype=dtype)
-        assert bool((upper[:5] == 0.0).all())
-        assert bool((upper >= true * (1 - 1e-9)).all())
-        assert bool((upper <= true * (1 + tolerance)).all())
+        # the nearest class by linearization is the nearest, and its boundary is met at once
+        for refinements in (0, 12):
+            upper = radius(layer, x, y, targets=1, refinements=refinements, dtype=dtype)
+            assert bool((upper[:5] == 0.0).all())
+            assert bool((upper >= true * (1 - 1e-9)).all())
+            assert bool((upper <= true * (1 + tolerance)).all())
 
 
 def test_softmax_and_scale_do_not_move_the_boundary():
@@ -150,22 +152,22 @@ def test_digits_are_bracketed_and_refinement_helps():
     assert float(upper[right].mean()) < 0.999 * float(plain[right].mean())
 
 
-def test_reported_points_misclassify_in_float64():
-    """A step function that float32 rounds away: the search's own points do not count."""
+def test_points_that_only_single_precision_misclassifies_do_not_count():
+    class Coarse(nn.Module):
+        """Class 1 from 1.0009 on; in float32, where q(x) is a multiple of 1/1024, from 1.0005 on."""
 
-    class Fine(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.tensor([1.0]))
 
         def forward(self, x: Tensor) -> Tensor:
-            score = self.weight * (x[:, :1] - 1.0 - 3e-8)
+            score = ((self.weight * x[:, :1] + 1e4) - 1e4) - 1.0009
             return torch.cat([-score, score], 1)
 
     x, y = torch.tensor([[0.0]], dtype=torch.float64), torch.tensor([0])
+    assert float(Coarse()(torch.tensor([[1.0006]]))[0, 1].detach()) > 0.0
     for dtype in (torch.float32, torch.float64):
-        upper = float(radius(Fine(), x, y, dtype=dtype))
-        assert 1.0 + 3e-8 <= upper < 1.0 + 1e-5
+        assert 1.0009 <= float(radius(Coarse(), x, y, dtype=dtype)) < 1.01
 
 
 def test_nothing_found_is_infinite_and_misclassified_is_zero():

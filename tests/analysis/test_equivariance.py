@@ -361,7 +361,7 @@ def test_encoder_and_decoder_of_stride_four():
         nn.Flatten(1, 2),
     )
     x = torch.randn(2, 32, 32)
-    found, _, graph = measured(model, x, [(0, 4), (8, 0), (4, 8), (1, 0), (2, 0), (0, 3)])
+    found, _, _ = measured(model, x, [(0, 4), (8, 0), (4, 8), (1, 0), (2, 0), (0, 3)])
     last = found.layers[-1]
     assert last.lattice == (True, True, True, False, False, False)
     assert float(last.defects[:3].max()) < 1e-14
@@ -398,7 +398,9 @@ def test_own_defects_name_the_one_layer_that_breaks_it():
 
 
 def test_a_layer_that_is_zero_at_the_input():
-    assert relative_distance(torch.zeros(2, 3), torch.tensor([[0.0, 3.0, 4.0], [0.0, 0.0, 0.0]])).tolist() == [1, 0]
+    assert relative_distance(
+        torch.zeros(2, 3), torch.tensor([[0.0, 3.0, 4.0], [0.0, 0.0, 0.0]])
+    ).tolist() == [1, 0]
 
 
 def test_volumes_sequences_and_flat_images():

@@ -176,6 +176,18 @@ def test_coarse_grid_is_still_a_bound(monkeypatch):
         assert true <= operator.symbol_bound() <= 1.1 * true
 
 
+def test_coarse_grid_makes_up_for_a_peak_between_its_frequencies(monkeypatch):
+    # |1 - exp(2 i w)| is largest at a quarter turn, halfway between two of the grid's 30 frequencies
+    kernel = torch.tensor([[[1.0, 0.0, -1.0, 0.0]]], dtype=torch.float64)
+    operator = Convolution(kernel, (400,), (1,), ((1, 2),), (1,))
+    true = operator.norm().lower
+    assert true == pytest.approx(2.0, rel=1e-3)
+    grid = max(abs(1.0 - np.exp(4j * np.pi * k / 30)) for k in range(30))
+    assert grid < 0.996 * true
+    monkeypatch.setattr(convolution, "_MOST", 0.0)
+    assert true <= operator.symbol_bound() <= 1.02 * true
+
+
 LAYERS = [
     (nn.Linear(7, 4), (7,)),
     (nn.Conv1d(2, 3, 3, padding=2, padding_mode="reflect"), (2, 7)),

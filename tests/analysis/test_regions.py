@@ -115,9 +115,7 @@ def test_counts_equal_those_of_sampling_and_bisection(seed):
     cells, kinks = regions_by_sampling(model, start, stop, samples=2001, resolution=1e-10)
     assert found.cells == len(cells) + 1
     assert found.linear_pieces == len(kinks) + 1
-    torch.testing.assert_close(
-        found.breakpoints, torch.tensor(cells, dtype=torch.float64), atol=1e-8, rtol=0
-    )
+    torch.testing.assert_close(found.breakpoints, torch.tensor(cells, dtype=torch.float64), atol=1e-8, rtol=0)
     assert found.whole
 
 
@@ -153,7 +151,9 @@ def test_a_maximum_over_k_has_at_most_k_pieces():
     at = torch.linspace(-0.8, 0.8, 5).double()
     model = Functional(lambda x: (2 * at * x - at**2).amax(1, keepdim=True))
     graph = trace(model, torch.randn(2, 1).double())
-    assert 10 ** log10_region_limit(graph, forward_cost(graph, torch.randn(2, 1).double())) == pytest.approx(5)
+    assert 10 ** log10_region_limit(graph, forward_cost(graph, torch.randn(2, 1).double())) == pytest.approx(
+        5
+    )
     found = count(model, [-1.0], [1.0])
     assert found.linear_pieces == 5
     torch.testing.assert_close(found.breakpoints * 2 - 1, (at[1:] + at[:-1]) / 2)

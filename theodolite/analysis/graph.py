@@ -309,7 +309,9 @@ def trace(model: nn.Module, x: Tensor) -> Graph:
         return Graph(model, [], None, "modules", reason, model.training)
     graph = _convert(model, program)
     if _fixes_the_batch(program):  # such a graph would silently leave out every further sample
-        reason = "its forward fixes the number of samples, by len(x) or a loop; x.shape[0] would leave it free"
+        reason = (
+            "its forward fixes the number of samples, by len(x) or a loop; x.shape[0] would leave it free"
+        )
         return Graph(model, [], None, "modules", reason, model.training)
     return graph
 

@@ -116,7 +116,9 @@ def test_networks_that_it_counts(name):
     finding = evaluate(ActivationRegions(), Subject(getattr(nets, name), *builders.digits_pairs(20)["train"]))
     assert finding.status == "certified"
     assert finding.values["regions"].value >= 1
-    assert max(finding.values["regions"].witness["counts"]) <= 10 ** finding.values["log10_region_limit"].upper
+    assert (
+        max(finding.values["regions"].witness["counts"]) <= 10 ** finding.values["log10_region_limit"].upper
+    )
 
 
 NOTHING_TO_SAY = {

@@ -47,7 +47,7 @@ def test_layers_against_whole_dictionaries():
         nn.ReLU(),
         nn.ConvTranspose2d(6, 2, 2, stride=2),
         nn.Flatten(),
-        nn.Linear(72, 2),
+        nn.Linear(288, 2),
     ]
     model = nn.Sequential(*layers)
 
@@ -55,11 +55,14 @@ def test_layers_against_whole_dictionaries():
         torch.manual_seed(0)
         return Subject(model, torch.randn(6, 1, 14, 14), torch.arange(6) % 2)
 
+    def shifts(number, stride, groups=1):
+        return convolution_dictionary(layers[number].weight.detach(), stride, (1, 1), groups)
+
     truth = {
-        "coherence[0]": dictionary_coherence(convolution_dictionary(layers[0].weight, (2, 2), (1, 1))),
-        "coherence[2]": dictionary_coherence(convolution_dictionary(layers[2].weight, (1, 1), (1, 1), 3)),
-        "coherence[4]": dictionary_coherence(convolution_dictionary(layers[4].weight, (2, 2), (1, 1))),
-        "coherence[6]": dictionary_coherence(layers[6].weight.T),
+        "coherence[0]": dictionary_coherence(shifts(0, (2, 2))),
+        "coherence[2]": dictionary_coherence(shifts(2, (1, 1), 3)),
+        "coherence[4]": dictionary_coherence(shifts(4, (2, 2))),
+        "coherence[6]": dictionary_coherence(layers[6].weight.detach().T),
     }
     truth["coherence"] = max(truth.values())
     truth["tolerated_sparsity"] = 0.5 * (1 + 1 / truth["coherence"])
@@ -102,7 +105,7 @@ def test_uniqueness_holds_below_the_tolerated_sparsity():
     assert together >= 4
     for seed in range(50):
         chosen = torch.randperm(44, generator=torch.Generator().manual_seed(seed))[:together]
-        atoms = layer.weight[chosen].double()
+        atoms = layer.weight[chosen].detach().double()
         assert float(torch.linalg.svdvals(atoms / atoms.norm(dim=1, keepdim=True))[-1]) > 1e-6
 
 

@@ -106,6 +106,20 @@ def channels_first(node: Node, ndim: int) -> bool:
     return ndim > 3 and source.op not in _FEATURES_LAST
 
 
+def _nothing_counted(subject: Subject) -> str:
+    graph = subject.graph
+    if graph.traced:
+        counter = subject.reduced(ZeroCounter)
+        present = any(counter.wants(node) for node in graph.nodes)
+    else:
+        present = any(type(module).__name__.lower() in ACTIVATIONS for module in subject.model.modules())
+    if present:
+        return "no activation of the model has one axis for the samples and one for its units"
+    if graph.traced:
+        return "the model has no activation operation (ReLU, GELU, ...)"
+    return f"the model has no activation module (ReLU, ...) and could not be traced ({graph.reason})"
+
+
 class ActivationSparsity(Theorem):
     """Which share of the activations is zero, and which units never are anything else."""
 
@@ -127,8 +141,7 @@ class ActivationSparsity(Theorem):
         """Return the share of zeros and the number of silent units, over all activations and by layer."""
         layers = subject.reduced(ZeroCounter).layers
         if not layers:
-            kind = "operation" if subject.graph.traced else "module"
-            raise NotApplicable(f"the model has no activation {kind} (ReLU, GELU, ...)")
+            raise NotApplicable(_nothing_counted(subject))
         entries = sum(layer.entries for layer in layers.values())
         zeros = sum(layer.zeros for layer in layers.values())
         silent = {name: len(layer.silent) for name, layer in layers.items()}

@@ -49,6 +49,7 @@ class TranslationEquivariance(Theorem):
     reference = "wiatowski2018, azulay2019translations, zhang2019shift"
     hypotheses = (REAL_INPUT,)
     invariant = frozenset({"permutation"})
+    sensitive = frozenset({"rescaling", "dead units"})
 
     def compute(self, subject: Subject) -> dict[str, Value]:
         """Return the worst layer's defect, who breaks it most, what is proved, invariance, every layer."""
