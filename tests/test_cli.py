@@ -1,9 +1,7 @@
 """The command line: exit codes, one-sentence refusals, files that are whole or absent."""
 
-import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,13 +11,12 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-import reports
 import torch
 from builders import digits_pairs
 from click.testing import CliRunner
 
 from theodolite import cli
-from theodolite.auditing import bundled, text
+from theodolite.auditing import bundled
 from theodolite.auditing.report import SCHEMA_FILE
 from theodolite.models import MLP
 from theodolite.theorems import ALL
@@ -464,45 +461,3 @@ def test_a_killed_audit_leaves_the_old_files(tmp_path):
     process.communicate(timeout=120)
     assert Path("a.json").read_text() == "old"
     assert files() == {"marker", "a.json"}
-
-
-class Terminal(io.StringIO):
-    encoding = "utf-8"
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("columns", ["30", "80", "200"])
-@pytest.mark.parametrize("no_color", [False, True])
-def test_a_terminal_gets_the_same_text_with_styles(columns, no_color, monkeypatch):
-    for name, value in {
-        "COLUMNS": columns,
-        "TERM": "xterm-256color",
-        "NO_COLOR": "1" if no_color else "",
-    }.items():
-        monkeypatch.setenv(name, value)
-    stream = Terminal()
-    monkeypatch.setattr(sys, "stdout", stream)
-    screen = text.render(reports.report(), verbose=True)
-    cli._show(screen)
-    shown = stream.getvalue()
-    plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
-    assert [line.rstrip() for line in plain.splitlines()] == screen.plain.splitlines()
-    assert bool(re.search(r"\x1b\[(\d;)*3\dm", shown)) != no_color
-    assert "\x1b[1m" in shown
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
-def test_any_encoding_can_be_printed(encoding):
-    for arguments in (
-        ["explain", "STA001"],
-        ["list"],
-        ["audit", NET, "--data", "digits.npz", "--only", "GEN001", "--no-try"],
-    ):
-        result = CliRunner(charset=encoding).invoke(cli.main, arguments)
-        assert result.exit_code == 0, result.exception
-        assert result.output.strip()
-    assert "relu_net" in result.output
-    assert ("·" if encoding != "ascii" else "|") in result.output
-    assert "?" not in result.output

@@ -154,20 +154,21 @@ def test_digits_are_bracketed_and_refinement_helps():
 
 def test_points_that_only_single_precision_misclassifies_do_not_count():
     class Coarse(nn.Module):
-        """Class 1 from 1.0009 on; in float32, where q(x) is a multiple of 1/1024, from 1.0005 on."""
+        """Class 1 from 1.007 on; in float32, where the sum is a multiple of 1/128, from 1.0039 on."""
 
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.tensor([1.0]))
 
         def forward(self, x: Tensor) -> Tensor:
-            score = ((self.weight * x[:, :1] + 1e4) - 1e4) - 1.0009
+            score = ((self.weight * x[:, :1] + 1e5) - 1e5) - 1.007
             return torch.cat([-score, score], 1)
 
     x, y = torch.tensor([[0.0]], dtype=torch.float64), torch.tensor([0])
-    assert float(Coarse()(torch.tensor([[1.0006]]))[0, 1].detach()) > 0.0
-    for dtype in (torch.float32, torch.float64):
-        assert 1.0009 <= float(radius(Coarse(), x, y, dtype=dtype)) < 1.01
+    assert float(Coarse()(torch.tensor([[1.005]]))[0, 1].detach()) > 0.0
+    # a point found in float32 is pushed a little further, and dropped if that is not enough
+    assert float(radius(Coarse(), x, y, dtype=torch.float32)) == math.inf
+    assert 1.007 <= float(radius(Coarse(), x, y)) < 1.0071
 
 
 def test_nothing_found_is_infinite_and_misclassified_is_zero():
@@ -199,8 +200,8 @@ def test_flat_regions_and_infinite_outputs_are_survived():
     upper = radius(Overflowing(), points, torch.tensor([0, 1]))
     assert not bool(torch.isnan(upper).any())
     # the boundary is where exp(1000 x) = x + 2: x = 0.000694
-    assert 0.0993 <= float(upper[0])
-    assert 0.1006 <= float(upper[1])
+    assert float(upper[0]) >= 0.0993
+    assert float(upper[1]) >= 0.1006
 
 
 def test_same_answer_twice_and_the_model_is_left_alone():

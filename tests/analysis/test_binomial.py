@@ -205,9 +205,9 @@ def test_coverage_of_the_chernoff_bound(n):
 
 
 def test_inverse_arguments_are_named():
-    with pytest.raises(ValueError, match="q: expected a probability, got 1.5"):
+    with pytest.raises(ValueError, match=r"q: expected a probability, got 1\.5"):
         kl_inverse_upper(1.5, 0.1)
-    with pytest.raises(ValueError, match="c: expected a number >= 0, got -0.1"):
+    with pytest.raises(ValueError, match=r"c: expected a number >= 0, got -0\.1"):
         kl_inverse_upper(0.5, -0.1)
     with pytest.raises(ValueError, match="c: expected a number >= 0, got nan"):
         kl_inverse_upper(0.5, math.nan)

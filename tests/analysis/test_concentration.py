@@ -146,7 +146,9 @@ def chord_program(counts: list[int], delta: float) -> float:
         return -p * np.log(np.where(p > 0.0, p, 1.0))
 
     slope = (term(high) - term(low)) / (high - low)
-    program = linprog(slope, A_eq=np.ones((1, len(low))), b_eq=[1.0], bounds=list(zip(low, high, strict=True)))
+    program = linprog(
+        slope, A_eq=np.ones((1, len(low))), b_eq=[1.0], bounds=list(zip(low, high, strict=True))
+    )
     assert program.success
     return float(program.fun + (term(low) - slope * low).sum())
 

@@ -106,7 +106,7 @@ def test_every_layer_of_random_networks_is_replayed():
 
 def test_circular_padding_belongs_to_its_convolution():
     conv = nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")
-    graph, x, [layer] = read(nn.Sequential(nn.ReLU(), conv), 1, 4, 4)
+    _graph, _x, [layer] = read(nn.Sequential(nn.ReLU(), conv), 1, 4, 4)
     assert layer.source.op == "pad"
     assert layer.origin.op == "relu"
     basis = torch.eye(16, dtype=torch.float64).reshape(16, 1, 4, 4)

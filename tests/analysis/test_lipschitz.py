@@ -254,7 +254,12 @@ REFUSED: list[tuple[str, nn.Module, tuple[int, ...], str]] = [
     ("dropout in training mode", nn.Dropout(0.5).train(), (3,), "dropout"),
     ("no eps", nn.LayerNorm(3, eps=0.0), (3,), "without a positive eps"),
     ("own norm", Function(lambda x: F.normalize(x)), (3,), "operation 'div'"),
-    ("reciprocal", Function(lambda x: torch.ones(3) / (2.0 + x)), (3,), "division by what depends on the input"),
+    (
+        "reciprocal",
+        Function(lambda x: torch.ones(3) / (2.0 + x)),
+        (3,),
+        "division by what depends on the input",
+    ),
     ("rounding", Function(lambda x: x.div(2.0, rounding_mode="floor")), (3,), "rounding is not continuous"),
     ("integers", Function(lambda x: x.long().float()), (3,), "_to_copy"),
     ("zero divisor", Function(lambda x: x / torch.tensor([0.0, 1.0, 2.0])), (3,), "division by zero"),

@@ -344,7 +344,7 @@ def test_other_networks_are_refused_by_layer(model, x, words):
 
 def test_arguments_are_named():
     x = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="q: expected a number >= 1, got 0.5"):
+    with pytest.raises(ValueError, match=r"q: expected a number >= 1, got 0\.5"):
         path_norm(nn.Linear(3, 2), x, 0.5)
     with pytest.raises(ValueError, match="bias: expected 'edge' or 'drop', got 'keep'"):
         path_norm(nn.Linear(3, 2), x, 2.0, "keep")

@@ -6,7 +6,6 @@ import math
 
 from scipy.special import betainccinv, betaincinv
 
-
 _TINY = 1e-200  # below it scipy's inverses of the incomplete beta function fall short
 
 
