@@ -348,6 +348,14 @@ def test_the_bundled_network(monkeypatch):
     assert found["model"]["weight_decay"] == bundled.WEIGHT_DECAY
 
 
+def test_image_shape():
+    result = audit("--image-shape", "1x8x8", only="STA001")
+    assert result.exit_code == 0
+    assert "CERTIFIED" in result.output
+    assert "expected CxHxW or HxW" in refusal(audit("--image-shape", "8", only="STA001"))
+    assert "expected flat inputs of 63 entries" in refusal(audit("--image-shape", "7x9", only="STA001"))
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [

@@ -100,6 +100,11 @@ def main() -> None:
     help="Write the model that the best remedy made: .pt for its weights, .pt2 for its program.",
 )
 @click.option("--budget", metavar="TIME", help="Begin nothing new after this time: 60s, 5m, 1h.")
+@click.option(
+    "--image-shape",
+    metavar="CxHxW",
+    help="Shape of the images that flat inputs are, as in 1x28x28; known for digits.",
+)
 @click.option("--device", metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, mps.")
 @click.option("--seed", metavar="N", default="0", help="Every random draw follows from it (0).")
 @click.option(
@@ -130,6 +135,7 @@ def _audit(model: str | None, options: dict[str, Any]) -> int:
     wanted = gates.parse(options["fail_on"], _all_codes(), [theorem.code for theorem, _ in chosen])
     settings = {
         "weight_decay": _number("--weight-decay", options["weight_decay"]),
+        "image_shape": _shape("--image-shape", options["image_shape"]),
         "budget": _seconds(options["budget"]),
         "seed": _whole("--seed", options["seed"]),
         "device": options["device"],
@@ -287,6 +293,14 @@ def _number(option: str, text: str | None) -> float | None:
         return float(text)
     except ValueError:
         raise Refusal(f"{option}: expected a number, got {text!r}") from None
+
+
+def _shape(option: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", text):
+        raise Refusal(f"{option}: expected CxHxW or HxW, as in 1x28x28, got {text!r}")
+    return tuple(int(entry) for entry in text.split("x"))
 
 
 def _whole(option: str, text: str) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from theodolite.analysis import spatial_rules
 from theodolite.analysis.graph import Graph, Node
 from theodolite.analysis.piecewise_linear import data_dependent
-from theodolite.analysis.spatial import BATCH, Label, Layout, Step, Trace, record
+from theodolite.analysis.spatial import BATCH, FREE, Label, Layout, Step, Trace, record
 from theodolite.analysis.spatial_moves import MOVES, run_on
 
 Shift = tuple[int, ...]
@@ -66,7 +66,7 @@ class Action:
         return shifts
 
 
-def translation_action(graph: Graph, x: Tensor) -> Action | None:
+def translation_action(graph: Graph, x: Tensor, image_shape: Shift | None = None) -> Action | None:
     """Find how translations act on a network's input.
 
     The spatial dimensions are those over which the first convolution or pool slides.
@@ -79,6 +79,8 @@ def translation_action(graph: Graph, x: Tensor) -> Action | None:
         A traced graph.
     x : Tensor, shape (n, ...)
         Inputs.
+    image_shape : tuple of int, optional
+        (c, h, w) or (h, w), where flat inputs are flattened images.
 
     Returns
     -------
@@ -91,6 +93,8 @@ def translation_action(graph: Graph, x: Tensor) -> Action | None:
     root, places = _root(graph, trace, alive, x)
     rank = len(trace.shapes[root])
     if slides is None:
+        if image_shape is not None and x.ndim == 2:
+            return _of_flat_images(graph, trace, x, image_shape)
         if x.ndim not in (4, 5) or root.op != "input":
             return None
         dims = tuple(range(2, x.ndim))
@@ -138,6 +142,20 @@ def _root(graph: Graph, trace: Trace, alive: set[Node], x: Tensor) -> tuple[Node
     return node, places[0]
 
 
+def _of_flat_images(graph: Graph, trace: Trace, x: Tensor, shape: Shift) -> Action:
+    root = next(n for n in graph.nodes if n.op == "input")
+    c, h, w = shape if len(shape) == 3 else (1, *shape)
+    places = torch.arange(c * h * w).view(c, h, w)
+    label: Label = (0, 1) if c == 1 else (FREE, 0, 1)
+    start = Layout(
+        ((BATCH,), label),
+        {BATCH: len(x), **({FREE: c} if c > 1 else {}), 0: h, 1: w},
+        dict.fromkeys((0, 1), Fraction(1)),
+        dict.fromkeys((0, 1), 1),
+    )
+    return Action(root, (2, 3), places, _follow(graph, trace, root, start))
+
+
 def analyse(graph: Graph, trace: Trace, root: Node, dims: Sequence[int]) -> dict[Node, Step]:
     """Follow the spatial dimensions ``dims`` of ``root`` through the graph.
 
@@ -156,6 +174,10 @@ def analyse(graph: Graph, trace: Trace, root: Node, dims: Sequence[int]) -> dict
         dict.fromkeys(axes, Fraction(1)),
         dict.fromkeys(axes, 1),
     )
+    return _follow(graph, trace, root, start)
+
+
+def _follow(graph: Graph, trace: Trace, root: Node, start: Layout) -> dict[Node, Step]:
     steps = {root: Step(start)}
     alive = data_dependent(graph)
     for node in graph.nodes[graph.nodes.index(root) + 1 :]:

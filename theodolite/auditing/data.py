@@ -46,6 +46,11 @@ class Data:
     notes: list[str] = field(default_factory=list)
     shapes: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """The shape of the images that the samples are, when they are given flat."""
+        return self.shapes[0] if self.shapes and self.train[0].ndim == 2 else None
+
     def shaped_for(self, model: nn.Module) -> Data:
         """Return the data in the first of its shapes that the model's forward accepts."""
         if not self.shapes or _accepts(model, self.train[0][:2]):

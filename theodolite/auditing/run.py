@@ -50,6 +50,7 @@ def audit(
     budget: float | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
+    image_shape: Sequence[int] | None = None,
 ) -> Report:
     """Check and compute every theorem on a model and its data.
 
@@ -79,6 +80,9 @@ def audit(
         The model's own by default.
     seed : int
         Every random draw follows from it.
+    image_shape : tuple of int, optional
+        (channels, height, width) or (height, width), when the inputs are flattened
+        images; known for "digits".
 
     Returns
     -------
@@ -100,6 +104,7 @@ def audit(
         budget=budget,
         device=device,
         seed=seed,
+        image_shape=image_shape,
     )
 
 
@@ -114,6 +119,7 @@ def conduct(
     budget: float | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
+    image_shape: Sequence[int] | None = None,
     name: str = "",
     progress: Progress | None = None,
 ) -> Report:
@@ -148,6 +154,7 @@ def conduct(
         weight_decay=weight_decay,
         device=device,
         seed=seed,
+        image_shape=loaded.image_shape if image_shape is None else image_shape,
         name=name,
         data_name=loaded.name,
     )

@@ -13,7 +13,7 @@ import copy
 import random
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -76,6 +76,8 @@ class Subject:
         Where to compute; the model's own device by default.
     seed : int
         Every random draw follows from it.
+    image_shape : tuple of int, optional
+        (c, h, w) or (h, w), when the inputs are flattened images: what shifts act on.
     name, data_name : str
         For the report.
 
@@ -96,6 +98,7 @@ class Subject:
         weight_decay: float | None = None,
         device: str | torch.device | None = None,
         seed: int = 0,
+        image_shape: Sequence[int] | None = None,
         name: str = "",
         data_name: str = "",
     ) -> None:
@@ -126,6 +129,7 @@ class Subject:
             self.n_outputs = validation.check_forward(self)
             for split in self.data:
                 self.data[split] = validation.check_targets(self, split)
+            self.image_shape = validation.check_image_shape(image_shape, self.x)
 
     @property
     def x(self) -> Tensor:

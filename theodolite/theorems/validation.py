@@ -31,6 +31,24 @@ def check_weight_decay(weight_decay: float | None) -> float | None:
     return float(weight_decay)
 
 
+def check_image_shape(shape: Any, X: Tensor) -> tuple[int, ...] | None:
+    """Return (c, h, w) or (h, w), refusing what is no shape of the flat inputs X."""
+    if shape is None:
+        return None
+    entries = tuple(shape) if isinstance(shape, (tuple, list, torch.Size)) else ()
+    if len(entries) not in (2, 3) or any(
+        isinstance(e, bool) or not isinstance(e, int) or e < 1 for e in entries
+    ):
+        raise InputError(f"image_shape: expected (channels, height, width) or (height, width), got {shape!r}")
+    if X.ndim != 2 or math.prod(entries) != X.shape[1]:
+        text = "x".join(map(str, entries))
+        raise InputError(
+            f"image_shape: expected flat inputs of {math.prod(entries)} entries for {text}, got inputs of shape "
+            f"{tuple(X.shape[1:])}"
+        )
+    return entries
+
+
 def working_copy(model: Any, device: str | torch.device | None, notes: list[str]) -> nn.Module:
     """Return a copy of the model in evaluation mode, in float32 or float64, on the device."""
     if not isinstance(model, nn.Module):

@@ -54,7 +54,7 @@ class TranslationEquivariance(Theorem):
     def compute(self, subject: Subject) -> dict[str, Value]:
         """Return the worst layer's defect, who breaks it most, what is proved, invariance, every layer."""
         cost = require_cost(subject)
-        action = translation_action(subject.graph, subject.x[:2].to(subject.device))
+        action = translation_action(subject.graph, subject.x[:2].to(subject.device), subject.image_shape)
         if action is None:
             raise NotApplicable(_no_action(subject))
         shifts = action.default_shifts()
@@ -89,8 +89,12 @@ def _no_action(subject: Subject) -> str:
     if first is not None:
         return f"the positions of the inputs could not be followed to {first.where}, the first to slide over them"
     shape = tuple(subject.x.shape[1:])
-    what = "flat vectors" if len(shape) == 1 else f"arrays of shape {shape}"
-    return f"the inputs are {what} over which no convolution or pool slides: no translation is known to act"
+    if len(shape) == 1:
+        return (
+            "the inputs are flat vectors over which no convolution or pool slides: no translation is known to act "
+            "(name their image_shape if they are images)"
+        )
+    return f"the inputs are arrays of shape {shape} over which no convolution or pool slides: no translation is known to act"
 
 
 def _of_layers(found: Equivariance, sample: str) -> dict[str, Value]:
