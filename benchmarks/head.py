@@ -23,7 +23,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.timing import alternate
+from benchmarks.timing import alternate, limit_threads
 from theodolite.analysis.head import HeadProblem, relative_gap
 from theodolite.losses import CrossEntropyLoss
 
@@ -54,7 +54,7 @@ def main() -> None:
     if options.list:
         print("\n".join(CASES))
         return
-    torch.set_num_threads(options.threads)
+    limit_threads(options.threads)
     F, y = features(options.case)
     rows, classes = F.numpy(), y.numpy()
     problem = HeadProblem(F, CrossEntropyLoss(y, 10, scale=1 / len(y)), DECAY)

@@ -15,7 +15,7 @@ import json
 import torch
 from scipy.sparse.linalg import svds
 
-from benchmarks.timing import alternate
+from benchmarks.timing import alternate, limit_threads
 from theodolite.linalg.spectral import sigma_max
 
 CASES = ["gauss-256", "gauss-1024", "gauss-2048", "decay-256", "decay-1024", "decay-2048"]
@@ -44,7 +44,7 @@ def main() -> None:
     if options.list:
         print("\n".join(CASES))
         return
-    torch.set_num_threads(options.threads)
+    limit_threads(options.threads)
     A = matrix(options.case)
     dense = A.numpy()
     seconds = alternate(

@@ -7,6 +7,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from threadpoolctl import threadpool_limits
+
+
+def limit_threads(threads: int) -> None:
+    """Give PyTorch and every BLAS and OpenMP pool the same number of threads."""
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
+
 
 def alternate(contenders: Mapping[str, Callable[[], Any]], runs: int = 5) -> dict[str, float]:
     """Return each contender's median CPU seconds, all of them run in turn after one warm-up each."""

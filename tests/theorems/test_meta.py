@@ -132,6 +132,7 @@ AWKWARD = [
     "attention_net",
     "recurrent_net",
     "branching_net",
+    "in_place_net",
 ]
 
 

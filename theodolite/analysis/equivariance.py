@@ -282,7 +282,9 @@ def relative_distance(value: Tensor, other: Tensor) -> Tensor:
     -------
     Tensor, shape (n,), float64, on the CPU
     """
-    gap, size, spare = (t.reshape(len(t), -1).norm(dim=1).double().cpu() for t in (other - value, value, other))
+    gap, size, spare = (
+        t.reshape(len(t), -1).norm(dim=1).double().cpu() for t in (other - value, value, other)
+    )
     return torch.where(gap == 0, 0.0, gap / torch.where(size > 0, size, spare))
 
 

@@ -17,6 +17,7 @@ from theodolite.analysis.curvature import (
 )
 from theodolite.analysis.hessian import NotDifferentiable, SampleCost, TrainingObjective, sample_cost
 from theodolite.theorems.base import NotApplicable
+from theodolite.theorems.hypotheses import require_gradients
 from theodolite.theorems.subject import Subject
 
 GRAPH_BYTES = 1 << 29  # what a retained graph may take
@@ -88,6 +89,7 @@ def probe(subject: Subject) -> Probe:
 
 
 def _probe(subject: Subject) -> Probe:
+    require_gradients(subject)
     x, y = subject.sample(PROBES, "hessian/probe")
     few = objective(subject, x, y, None)
     exact = _in_double(subject, x, y) or few

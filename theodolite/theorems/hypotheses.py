@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from theodolite.analysis import homogeneity, piecewise_linear
 from theodolite.analysis.cost import Cost, forward_cost
 from theodolite.theorems.base import Hypothesis, NotApplicable, Verdict, by_number, by_structure
@@ -30,6 +32,23 @@ def require_cost(subject: Subject) -> Cost:
         raise NotApplicable(
             f"the model's forward fixes the batch size when it is traced ({error})"
         ) from error
+
+
+def require_gradients(subject: Subject) -> None:
+    """Raise NotApplicable when the forward does not run while gradients are recorded."""
+
+    def refusal() -> str:
+        x = subject.x[:2].to(subject.device)
+        try:
+            with subject.preserved(), torch.enable_grad():
+                subject.model(x)
+        except RuntimeError as error:  # autograd's refusal of an in-place change, say
+            return str(error).strip().splitlines()[0]
+        return ""
+
+    reason = subject.once("forward with gradients", refusal)
+    if reason:
+        raise NotApplicable(f"the model's forward does not run while gradients are recorded ({reason})")
 
 
 def _real_input(subject: Subject) -> Verdict:

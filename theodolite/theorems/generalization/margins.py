@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from theodolite.analysis.attacks import radius
 from theodolite.theorems.base import Chart, NotApplicable, Theorem
 from theodolite.theorems.generalization.lipschitz import exact_model, forward_flops, network_bounds
-from theodolite.theorems.hypotheses import CLASSIFICATION
+from theodolite.theorems.hypotheses import CLASSIFICATION, require_gradients
 from theodolite.theorems.subject import margins
 from theodolite.value import Value
 
@@ -133,8 +133,9 @@ def _radius(subject: Subject) -> Value | None:
     plan = _Plan.affordable(forward_flops(subject))
     x, y = subject.sample(plan.points, "GEN006/points", split)
     try:
+        require_gradients(subject)
         model = exact_model(subject)
-    except NotApplicable:  # without float64 neither end can be verified
+    except NotApplicable:  # no attack without gradients; no end can be verified without float64
         return None
     try:
         bounds = network_bounds(subject)
