@@ -417,7 +417,10 @@ def test_an_interrupt_before_the_report_is_said(monkeypatch):
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-W", "error", "-c", "from theodolite.cli import main; main()", *arguments]
+    # a process that a script put into the background ignores SIGINT, and so would its children
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from theodolite.cli import main; main()"
+    command = [sys.executable, "-W", "error", "-c", program, *arguments]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(
         command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
