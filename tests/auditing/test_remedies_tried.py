@@ -17,7 +17,7 @@ def trying(monkeypatch, steps):
 
     def attempts(subject, *, budget):
         for step in steps:
-            if isinstance(step, BaseException):
+            if isinstance(step, KeyboardInterrupt):
                 raise step
             yield Fake, step
 
@@ -42,8 +42,9 @@ def test_an_interrupt_keeps_what_was_tried(monkeypatch):
 
 
 def test_a_crash_is_shown_and_loses_nothing(monkeypatch):
-    done, complete, _ = trying(monkeypatch, ["too small", ZeroDivisionError("boo")])
+    done, complete, _ = trying(monkeypatch, ["too small", ZeroDivisionError("boo"), "no unit is dead"])
     assert complete
+    assert done[2].reason == "no unit is dead"
     assert done[1].reason == "failed (ZeroDivisionError: boo)"
     assert "ZeroDivisionError" in done[1].traceback
     report = reports.report(attempts=done)

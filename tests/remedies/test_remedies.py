@@ -342,3 +342,15 @@ def test_an_untraceable_model_cannot_be_saved_as_a_program(tmp_path):
     with pytest.raises(InputError, match="expected an example input"):
         save_model(nets.relu_net, tmp_path / "a.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_keeps_no_other_remedy_from_its_turn(monkeypatch):
+    def crash(self, subject):
+        raise ZeroDivisionError("boo")
+
+    monkeypatch.setattr(ResolveHead, "attempt", crash)
+    outcomes = dict(attempts(subject()))
+    assert isinstance(outcomes[ResolveHead], ZeroDivisionError)
+    assert isinstance(outcomes[RemoveUnits], (str, Outcome))
+    with pytest.raises(ZeroDivisionError, match="boo"):
+        try_all(subject())

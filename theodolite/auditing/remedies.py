@@ -85,14 +85,15 @@ def try_remedies(
         for remedy, outcome in attempts(subject, budget=budget):
             if isinstance(outcome, Outcome):
                 done.append(Attempt(remedy.name, remedy.title, outcome))
-            else:
+            elif isinstance(outcome, str):
                 done.append(Attempt(remedy.name, remedy.title, reason=outcome))
+            else:  # as for theorems: a crash is reported, with its traceback, and loses nothing
+                reason = f"failed ({type(outcome).__name__}: {outcome})"
+                lines = "".join(traceback.format_exception(outcome))
+                done.append(Attempt(remedy.name, remedy.title, reason=reason, traceback=lines))
             progress(remedy.title)
     except KeyboardInterrupt:
         complete = False
-    except Exception as error:  # as for theorems: a crash is reported, with its traceback, and loses nothing
-        reason = f"failed ({type(error).__name__}: {error})"
-        done.append(Attempt("failed", "A remedy", reason=reason, traceback=traceback.format_exc()))
     done.sort(
         key=lambda attempt: -attempt.outcome.benefit if attempt.helped and attempt.outcome else float("inf")
     )

@@ -32,7 +32,7 @@ SHOWN = 3
 
 def attempts(
     subject: Subject, *, budget: float | None = None
-) -> Iterator[tuple[type[Remedy], Outcome | str]]:
+) -> Iterator[tuple[type[Remedy], Outcome | str | Exception]]:
     """Try one remedy after another, yielding each as it is done.
 
     Parameters
@@ -45,8 +45,9 @@ def attempts(
     Yields
     ------
     remedy : type of Remedy
-    outcome : Outcome or str
-        A sentence where there was nothing to do, or no time.
+    outcome : Outcome, str or Exception
+        A sentence where there was nothing to do, or no time; what a remedy raised that
+        crashed, so that those after it are tried all the same.
     """
     start = time.monotonic()
     kept = subject.deadline
@@ -57,9 +58,12 @@ def attempts(
                 yield remedy, f"the budget of {budget:g} s was spent before it began"
                 continue
             try:
-                yield remedy, remedy().attempt(subject)
+                result: Outcome | str | Exception = remedy().attempt(subject)
             except NotApplicable as outcome:
-                yield remedy, str(outcome)
+                result = str(outcome)
+            except Exception as error:
+                result = error
+            yield remedy, result
     finally:
         subject.deadline = kept
 
@@ -73,7 +77,16 @@ def try_all(subject: Subject, *, budget: float | None = None) -> list[Outcome]:
         Model and data; the test data are not looked at.
     budget : float, optional
         Seconds after which no other remedy is begun.
+
+    Raises
+    ------
+    Exception
+        The one that a remedy raised, if one crashed.
     """
-    outcomes = [outcome for _, outcome in attempts(subject, budget=budget) if isinstance(outcome, Outcome)]
-    helped = [outcome for outcome in outcomes if outcome.helped]
+    helped = []
+    for _, outcome in attempts(subject, budget=budget):
+        if isinstance(outcome, Exception):
+            raise outcome
+        if isinstance(outcome, Outcome) and outcome.helped:
+            helped.append(outcome)
     return sorted(helped, key=lambda outcome: -outcome.benefit)[:SHOWN]
