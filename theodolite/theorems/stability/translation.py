@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from theodolite.theorems.subject import Subject
 
 MOST_IMAGES = 200
-# multiplications and additions in all: some ten seconds on one core
-BUDGET = 6e10
+# multiplications and additions in all: some ten seconds on two cores
+BUDGET = 2e11
 
 
 class TranslationEquivariance(Theorem):
