@@ -28,7 +28,7 @@ from torch import Tensor
 
 from theodolite.analysis.graph import Graph, Node
 from theodolite.analysis.head_solver import Progress, newton
-from theodolite.losses import CrossEntropyLoss, Loss, SquaredLoss, accurate_sum
+from theodolite.losses import CrossEntropyLoss, SampleLoss, SquaredLoss, accurate_sum
 
 BiasDecay = Literal["decayed", "free", "none"]
 
@@ -104,7 +104,7 @@ def find_head(graph: Graph) -> Head:
     return Head(weight.target, bias.target if bias is not None else "", features, node.where)
 
 
-def mean_loss(name: str, y: Tensor, n_outputs: int) -> Loss | None:
+def mean_loss(name: str, y: Tensor, n_outputs: int) -> SampleLoss | None:
     """Return the mean loss over the rows of y as a convex loss, or None when it is not known to be one.
 
     Parameters
@@ -201,7 +201,7 @@ class HeadProblem:
     def __init__(
         self,
         features: Tensor,
-        loss: Loss,
+        loss: SampleLoss,
         decay: float,
         *,
         bias: BiasDecay = "none",

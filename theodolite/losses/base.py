@@ -1,0 +1,197 @@
+r"""What every convex loss of the predictions offers: its value, its gradient and its dual.
+
+A certificate of optimality needs from a loss :math:`\ell(Z)` its value, its gradient
+and its *dual value* :math:`d(Q) = -\ell^*(-Q)`: for every ``Z`` and every ``Q``
+
+.. math:: \ell(Z) \ge d(Q) - \langle Q, Z\rangle \qquad\text{(Fenchel-Young)},
+
+with equality at :math:`Q = -\nabla\ell(Z)`.  A dual point is usually sought on the ray
+:math:`Q = tR`, :math:`R = -\nabla\ell(Z)`.  Everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+# a point this close to the domain of the dual counts as its nearest point there
+DOMAIN_TOLERANCE = 1e-11
+
+Movable = TypeVar("Movable")
+
+
+def accurate_sum(matrix: Tensor) -> float:
+    """Return the sum of an (n, k) matrix, whose rounding error grows with k but not with n."""
+    return math.fsum(matrix.sum(1).tolist())
+
+
+def moved(thing: Movable, device: torch.device | str) -> Movable:
+    """Return a shallow copy whose tensors, and those of the objects that it holds, lie on a device."""
+    twin = copy.copy(thing)
+    for name, held in vars(thing).items():
+        if isinstance(held, Tensor) or hasattr(held, "to"):
+            object.__setattr__(twin, name, held.to(device))
+    return twin
+
+
+@dataclass(frozen=True, eq=False)
+class Support:
+    """The entries of an (n, m) matrix that a loss looks at.
+
+    Attributes
+    ----------
+    rows, cols : Tensor, shape (size,), int64
+        Indices of the entries, none twice.
+    shape : tuple of int
+        Shape (n, m) of the whole matrix.
+    """
+
+    rows: Tensor
+    cols: Tensor
+    shape: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return len(self.rows)
+
+    def to(self, device: torch.device | str) -> Support:
+        """Return the same support on a device."""
+        return moved(self, device)
+
+
+class Loss(ABC):
+    """A convex, differentiable loss of a matrix of predictions.
+
+    Predictions ``Z`` and dual points ``Q`` have the shape ``prediction_shape``: that of the
+    whole matrix, or ``(support.size,)`` for a loss that looks at some entries only.
+
+    A subclass sets ``shape``, ``scale`` and, where it applies, ``support``, and writes the
+    abstract methods; the rest follows.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape (n, k) of the whole matrix of predictions.
+    scale : float
+        Factor in front of the sum: 1/n for a mean.
+    support : Support or None
+        The entries that matter; None for all.
+    """
+
+    shape: tuple[int, int]
+    scale: float
+    support: Support | None = None
+
+    @property
+    def prediction_shape(self) -> tuple[int, ...]:
+        """Shape of the predictions that the loss takes."""
+        return self.shape if self.support is None else (self.support.size,)
+
+    @abstractmethod
+    def zeros(self) -> Tensor:
+        """Return zero predictions, float64, on the device of the targets."""
+
+    @abstractmethod
+    def value(self, Z: Tensor) -> float:
+        """Return the loss of predictions."""
+
+    @abstractmethod
+    def gradient(self, Z: Tensor) -> Tensor:
+        """Return the gradient with respect to the predictions, in their shape, float64."""
+
+    @abstractmethod
+    def dual(self, Q: Tensor) -> float:
+        """Return -l*(-Q); -inf outside its domain."""
+
+    @abstractmethod
+    def t_range(self, R: Tensor) -> tuple[float, float]:
+        """Return the ends of the interval of t >= 0 on which ``t * R`` is used as a dual point."""
+
+    @abstractmethod
+    def magnitudes(self, Z: Tensor, Q: Tensor) -> tuple[float, float, Tensor]:
+        """Return what float64 rounding errors are relative to.
+
+        Returns
+        -------
+        primal, dual : float
+            Sums of the sizes of the terms in ``value(Z)`` and ``dual(Q)``.
+        rows : Tensor, shape (n,), or (size,) on a support
+            Size of each row (entry) that the rounding of Q, and its repair to a point of
+            the domain, is relative to.
+        """
+
+    @abstractmethod
+    def smoothness(self, Z: Tensor) -> float:
+        """Return an upper bound of the Hessian's eigenvalues at all points within 1e-3 of Z in each entry."""
+
+    def best_t(
+        self, R: Tensor, *, upper: float = math.inf, linear: float = 0.0, quadratic: float = 0.0
+    ) -> tuple[float, float]:
+        """Maximize ``dual(t R) - linear t - quadratic t^2 / 2``, concave in t.
+
+        Parameters
+        ----------
+        R : Tensor
+            Direction of the ray, in the shape of the predictions.
+        upper : float
+            No t above it is tried (lambda over an upper bound of the polar, say).
+        linear, quadratic : float
+            Further terms of the dual objective.
+
+        Returns
+        -------
+        t, maximum : float
+            Any t is a valid dual point, so that a search serves as well as a formula.
+        """
+        top = min(upper, self.t_range(R)[1])
+
+        def objective(t: float) -> float:
+            return self.dual(t * R) - linear * t - 0.5 * quadratic * t * t
+
+        found = minimize_scalar(
+            lambda t: -objective(t), bounds=(0.0, top), method="bounded", options={"xatol": 1e-5 * top}
+        )
+        candidates = [(objective(t), t) for t in {0.0, float(found.x), top}]
+        value, t = max(candidates)
+        return t, value
+
+    def to(self: Movable, device: torch.device | str) -> Movable:
+        """Return the same loss with its targets on a device."""
+        return moved(self, device)
+
+    def _check(self, tensor: Tensor, name: str) -> Tensor:
+        if tuple(tensor.shape) != self.prediction_shape:
+            raise ValueError(f"{name}: expected shape {self.prediction_shape}, got {tuple(tensor.shape)}")
+        return tensor.double()
+
+
+class SampleLoss(Loss):
+    """A twice differentiable loss that is a sum over samples, the rows: what a head is certified with."""
+
+    @abstractmethod
+    def curvature(self, Z: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Return the Hessian at Z as a function of (n, k), and its mean diagonal in each row, shape (n,)."""
+
+    @abstractmethod
+    def center(self, Q: Tensor) -> Tensor:
+        """Return a point of the dual's domain near Q whose columns sum to zero (for a free bias)."""
+
+    @abstractmethod
+    def rows(self, index: slice | Tensor) -> SampleLoss:
+        """Return the same loss, with the same scale, on some of its rows."""
+
+
+def check_scale(scale: float) -> float:
+    """Return the scale, or refuse one that is not a finite positive number."""
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale: expected a finite number > 0, got {scale}")
+    return float(scale)

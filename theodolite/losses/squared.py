@@ -1,0 +1,90 @@
+"""Squared errors, of all entries or of the observed ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from theodolite.losses.base import SampleLoss, accurate_sum, check_scale
+
+
+class SquaredLoss(SampleLoss):
+    r"""Squared error ``scale * 1/2 ||Y - Z||_F^2``.
+
+    Its dual value is :math:`\langle Q, Y\rangle - \|Q\|_F^2 / (2\,\text{scale})`, for every Q.
+
+    Parameters
+    ----------
+    Y : Tensor, shape (n, k)
+        Targets.
+    scale : float
+        2/(n k) makes it the mean over samples and outputs (``torch.nn.MSELoss``).
+
+    Raises
+    ------
+    ValueError
+        If ``Y`` is not a matrix or ``scale`` is not positive.
+    """
+
+    def __init__(self, Y: Tensor, scale: float = 1.0) -> None:
+        if Y.ndim != 2:
+            raise ValueError(f"Y: expected shape (n, k), got {tuple(Y.shape)}")
+        self.Y = Y.double()
+        self.scale = check_scale(scale)
+        self.shape = (Y.shape[0], Y.shape[1])
+
+    def zeros(self) -> Tensor:
+        """Return zero predictions."""
+        return torch.zeros_like(self.Y)
+
+    def value(self, Z: Tensor) -> float:
+        """Return scale/2 ||Y - Z||_F^2."""
+        return 0.5 * self.scale * accurate_sum((self.Y - self._check(Z, "Z")).square())
+
+    def gradient(self, Z: Tensor) -> Tensor:
+        """Return scale (Z - Y)."""
+        return self.scale * (self._check(Z, "Z") - self.Y)
+
+    def dual(self, Q: Tensor) -> float:
+        """Return <Q, Y> - ||Q||_F^2 / (2 scale)."""
+        Q = self._check(Q, "Q")
+        return accurate_sum(Q * self.Y) - accurate_sum(Q.square()) / (2 * self.scale)
+
+    def t_range(self, R: Tensor) -> tuple[float, float]:
+        """Return (0, inf): every Q is in the domain, so t may exceed 1."""
+        return 0.0, math.inf
+
+    def best_t(
+        self, R: Tensor, *, upper: float = math.inf, linear: float = 0.0, quadratic: float = 0.0
+    ) -> tuple[float, float]:
+        """Maximize along the ray in closed form."""
+        R = self._check(R, "R")
+        slope = accurate_sum(R * self.Y) - linear
+        bend = accurate_sum(R.square()) / self.scale + quadratic
+        t = 0.0 if bend == 0.0 else min(max(slope / bend, 0.0), upper)
+        return t, slope * t - 0.5 * bend * t * t
+
+    def smoothness(self, Z: Tensor) -> float:
+        """Return scale."""
+        return self.scale
+
+    def curvature(self, Z: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Return multiplication by ``scale``."""
+        return lambda V: self.scale * V, torch.full((self.shape[0],), self.scale, dtype=torch.float64)
+
+    def center(self, Q: Tensor) -> Tensor:
+        """Return Q less the mean of each column."""
+        return Q - Q.mean(0)
+
+    def rows(self, index: slice | Tensor) -> SquaredLoss:
+        """Return the loss on some rows."""
+        return SquaredLoss(self.Y[index], self.scale)
+
+    def magnitudes(self, Z: Tensor, Q: Tensor) -> tuple[float, float, Tensor]:
+        """Return the sizes that rounding is relative to."""
+        primal = self.scale * float((self.Y.abs() + Z.abs()).square().sum())
+        dual = float((Q * self.Y).abs().sum()) + float(Q.square().sum()) / (2 * self.scale)
+        return primal, dual, Q.norm(dim=1)
