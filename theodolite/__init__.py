@@ -1,4 +1,4 @@
-"""Audit trained PyTorch networks with the theorems of deep learning.
+"""Audit trained PyTorch networks with the theorems of deep learning, and certify optimality gaps.
 
 >>> import theodolite as td
 >>> report = td.audit(model, {"train": (X, y), "test": (X_test, y_test)})  # doctest: +SKIP
@@ -13,27 +13,52 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from theodolite import analysis, auditing, linalg, losses, models, remedies, testing, theorems
+    from theodolite import (
+        analysis,
+        atoms,
+        auditing,
+        core,
+        linalg,
+        losses,
+        models,
+        nn,
+        optim,
+        polar,
+        remedies,
+        testing,
+        theorems,
+    )
     from theodolite.auditing.run import audit
+    from theodolite.core.problem import Problem
     from theodolite.value import Value
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Problem",
     "Value",
     "__version__",
     "analysis",
+    "atoms",
     "audit",
     "auditing",
+    "core",
     "linalg",
     "losses",
     "models",
+    "nn",
+    "optim",
+    "polar",
     "remedies",
     "testing",
     "theorems",
 ]
 
-_ATTRIBUTES = {"audit": "theodolite.auditing.run", "Value": "theodolite.value"}
+_ATTRIBUTES = {
+    "audit": "theodolite.auditing.run",
+    "Problem": "theodolite.core.problem",
+    "Value": "theodolite.value",
+}
 
 
 def __getattr__(name: str) -> Any:

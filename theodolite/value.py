@@ -221,3 +221,9 @@ def format_confidence(confidence: float) -> str:
     if confidence > 0.9999:
         return f"1 - {1 - confidence:.0e}"
     return f"{100 * confidence:.4g} %"
+
+
+def relative_gap(objective: float, dual_bound: float) -> float:
+    """Return (objective - dual_bound) / |objective|, 0 for 0/0, never negative."""
+    difference = max(objective - dual_bound, 0.0)
+    return difference / abs(objective) if objective else (math.inf if difference else 0.0)

@@ -17,8 +17,9 @@ from torch import nn
 from theodolite.analysis import head as head_module
 from theodolite.analysis import head_solver
 from theodolite.analysis.graph import trace
-from theodolite.analysis.head import HeadProblem, NoHead, find_head, mean_loss, relative_gap
+from theodolite.analysis.head import HeadProblem, NoHead, find_head, mean_loss
 from theodolite.losses import CrossEntropyLoss, SquaredLoss
+from theodolite.value import relative_gap
 
 BIASES = ["none", "decayed", "free"]
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from theodolite.analysis.graph import Graph, Node
 from theodolite.analysis.head_solver import Progress, newton
 from theodolite.losses import CrossEntropyLoss, SampleLoss, SquaredLoss, accurate_sum
+from theodolite.value import relative_gap
 
 BiasDecay = Literal["decayed", "free", "none"]
 
@@ -159,12 +160,6 @@ class HeadSolution:
 def gamma(length: int) -> float:
     """Return k u / (1 - k u), u = 2^-53: the relative error of a float64 sum of k products."""
     return length * _UNIT / (1.0 - length * _UNIT)
-
-
-def relative_gap(objective: float, dual_bound: float) -> float:
-    """Return (objective - dual_bound) / |objective|, 0 for 0/0, never negative."""
-    difference = max(objective - dual_bound, 0.0)
-    return difference / abs(objective) if objective else (math.inf if difference else 0.0)
 
 
 class HeadProblem:

@@ -10,13 +10,14 @@ and an :class:`Atom` is the pair (phi, theta) of one family, with the *polar*
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from theodolite.core.descend import descend
+from theodolite.core.params import Params, count, select
 from theodolite.losses.base import Movable, Support, moved
 from theodolite.value import Value
 
@@ -25,41 +26,22 @@ if TYPE_CHECKING:
 
     from theodolite.core.problem import Problem
 
-Params = tuple[Tensor, ...]
-"""The parameters of r subnetworks, stacked: each tensor has a leading axis of length r."""
-
-
-def count(params: Params) -> int:
-    """Return the number r of subnetworks."""
-    return len(params[0])
-
-
-def select(params: Params, index: Any) -> Params:
-    """Return some of the subnetworks, by a slice, a mask or indices."""
-    return tuple(p[index] for p in params)
-
-
-def join(*several: Params) -> Params:
-    """Return all subnetworks of several sets."""
-    return tuple(torch.cat(parts) for parts in zip(*several, strict=True))
-
 
 class Atom(ABC):
-    """One family of subnetworks, positively homogeneous of one degree.
+    """One family of subnetworks, positively homogeneous of one degree, computed in float64.
 
-    Subclasses set ``shape`` and ``degree`` and write the abstract methods.  Everything is
-    computed in float64.  ``phi`` and ``theta`` must be differentiable by autograd wherever
-    theta > 0.
+    Subclasses set the attributes and write the abstract methods.  ``phi`` and ``theta`` must be
+    differentiable by autograd wherever theta > 0.
 
     Attributes
     ----------
     shape : tuple of int
         Shape (n, k) of the predictions.
     degree : int
-        Both phi and theta scale by alpha when every parameter scales by alpha^(1/degree).
+        phi and theta scale by alpha when every parameter scales by alpha^(1/degree).
     depth : int
-        Number of additions and multiplications in a chain behind one entry of phi, up to a
-        factor: rounding errors are at most ``gamma(depth)`` times ``row_bounds * theta``.
+        Bound of the number of roundings in a chain behind one entry of phi: rounding errors of
+        row i are at most ``gamma(depth) * row_bounds[i] * theta``.
     """
 
     shape: tuple[int, int]
@@ -72,11 +54,7 @@ class Atom(ABC):
 
     @abstractmethod
     def phi(self, params: Params, X: Tensor | None = None) -> Tensor:
-        """Return the sum of all subnetworks' predictions, shape (n, k).
-
-        ``X`` are other inputs to predict for, where the family has inputs; None takes those
-        of the problem.
-        """
+        """Return the sum of all predictions, shape (n, k); for other inputs X where there are inputs."""
 
     @abstractmethod
     def theta(self, params: Params) -> Tensor:
@@ -98,37 +76,35 @@ class Atom(ABC):
         Parameters
         ----------
         Q : Tensor, shape (n, k)
-            Float64; a torch sparse COO tensor for a loss with a support.
+            Float64; torch sparse COO for a loss with a support.
         target : float, optional
-            Enough is proved when the upper end is at most this; an oracle that refines step by
-            step may stop there, or once its lower end exceeds it.
+            An oracle that refines may stop once its upper end is at most this, or its lower end above.
         budget : float, optional
             Seconds after which to return what is proved so far; 0 for the cheapest bound.
         starts : Params, optional
             Subnetworks to start a search from.
         seed : int
-            Of the random starts.  It changes from call to call.
+            Of random starts; core changes it from call to call.
         delta : float
             Failure probability that a randomized upper end may have.
 
         Returns
         -------
         Value
-            A `bound` with both ends, rounding enclosed; ``confidence`` at least 1 - delta; its
-            ``witness`` are Params with theta = 1 of which the first attains the lower end and
-            the others, if any, are further directions worth adding, best first.
+            A `bound` with both ends, rounding enclosed, confidence at least 1 - delta.  Its
+            ``witness`` are Params with theta = 1: the first attains the lower end, any others
+            are further directions worth adding, best first.
         """
 
     @abstractmethod
     def row_bounds(self, support: Support | None = None) -> Tensor:
-        """Return, for each row (each entry of a support), a bound of ||phi(W)_i|| over theta(W) <= 1.
+        """Return for each row (entry of a support) a bound of ||phi(W)_i|| over theta(W) <= 1.
 
-        A finite bound proves that phi vanishes wherever theta does; a family for which
-        none exists has an infinite polar and is refused.
+        A finite bound proves that phi vanishes wherever theta does; without one the polar is infinite.
         """
 
     def predict(self, params: Params, support: Support | None = None) -> Tensor:
-        """Return the predictions that a loss looks at: all, shape (n, k), or those on a support, (size,).
+        """Return what a loss looks at: all predictions, (n, k), or those on a support, (size,).
 
         The default forms all of them; a family that can do without should.
         """
@@ -137,31 +113,20 @@ class Atom(ABC):
 
     def each(self, params: Params, support: Support | None = None) -> Tensor:
         """Return the predictions of each subnetwork alone, flattened, shape (r, size)."""
-        parts = [
-            self.predict(select(params, slice(i, i + 1)), support).reshape(1, -1)
-            for i in range(count(params))
-        ]
-        size = math.prod(self.shape) if support is None else support.size
-        return torch.cat(parts) if parts else torch.zeros(0, size, dtype=torch.float64)
+        singly = (select(params, slice(i, i + 1)) for i in range(count(params)))
+        return torch.stack([self.predict(single, support).reshape(-1) for single in singly])
 
     def penalty(self, params: Params) -> Tensor:
-        """Return a regularizer that is >= theta, with equality after a rescaling that keeps phi, shape (r,).
-
-        Descent uses it because it may be smoother than theta (half the squared norms in place
-        of the product of two).  The default is theta itself.
-        """
+        """Return a smoother regularizer >= theta, equal to it after a rescaling that keeps phi, shape (r,)."""
         return self.theta(params)
 
     def scale(self, params: Params, alpha: Tensor) -> Params:
         """Return the subnetworks with phi_i and theta_i multiplied by alpha_i >= 0, alpha of shape (r,)."""
-        factor = alpha.clamp(min=0.0) ** (1.0 / self.degree)
+        factor = alpha ** (1.0 / self.degree)
         return tuple(p * factor.view(-1, *[1] * (p.ndim - 1)) for p in params)
 
     def merge(self, params: Params) -> Params:
-        """Return fewer subnetworks with the same sum of phi and no larger theta, where some have one direction.
-
-        The default merges none.
-        """
+        """Return fewer subnetworks with the same sum of phi and no larger theta; the default merges none."""
         return params
 
     def descend(
@@ -173,22 +138,12 @@ class Atom(ABC):
         deadline: float,
         progress: Callable[[Params], None],
     ) -> Params:
-        """Return subnetworks with a lower objective; the default is :func:`theodolite.core.descend.descend`.
+        """Return subnetworks with a lower objective; the default is L-BFGS on all parameters.
 
-        Parameters
-        ----------
-        problem : Problem
-        params : Params
-            Where to start; there may be none (r = 0).
-        tol : float
-            Relative gap that the solver aims at in the end.
-        deadline : float
-            Value of ``time.monotonic()`` at which to stop.
-        progress : function(Params)
-            To be called now and then with what there is: it is what an interrupt keeps.
+        ``tol`` is the relative gap aimed at in the end, ``deadline`` a value of
+        ``time.monotonic()`` at which to stop, and ``progress`` is to be called now and then with
+        what there is: an interrupt keeps that.  There may be no subnetworks to start from.
         """
-        from theodolite.core.descend import descend
-
         return descend(problem, params, tol=tol, deadline=deadline, progress=progress)
 
     def to(self: Movable, device: torch.device | str) -> Movable:

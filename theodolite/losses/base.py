@@ -164,6 +164,20 @@ class Loss(ABC):
         value, t = max(candidates)
         return t, value
 
+    def smallest_t(self, R: Tensor, wanted: float) -> float | None:
+        """Return (to one part in a million of the best t) the smallest t with ``dual(t R) >= wanted``.
+
+        None when no t reaches it.
+        """
+        high, best = self.best_t(R)
+        if not best >= wanted or high == 0.0:
+            return None
+        low = 0.0
+        for _ in range(20):
+            middle = 0.5 * (low + high)
+            low, high = (low, middle) if self.dual(middle * R) >= wanted else (middle, high)
+        return high
+
     def to(self: Movable, device: torch.device | str) -> Movable:
         """Return the same loss with its targets on a device."""
         return moved(self, device)

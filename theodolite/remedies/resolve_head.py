@@ -7,11 +7,10 @@ import time
 import torch
 from torch import Tensor, nn
 
-from theodolite.analysis.head import relative_gap
 from theodolite.remedies.base import Change, Remedy
 from theodolite.theorems.head_problem import certified_problem
 from theodolite.theorems.subject import Subject
-from theodolite.value import Value, format_number
+from theodolite.value import Value, format_number, relative_gap
 
 _SECONDS = 20.0
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from theodolite.analysis.head import NoHead, find_head, relative_gap
+from theodolite.analysis.head import NoHead, find_head
 from theodolite.theorems.base import Finding, Hypothesis, Theorem, Verdict, by_structure
 from theodolite.theorems.head_problem import HeadFeatures, certified_problem
 from theodolite.theorems.hypotheses import WEIGHT_DECAY, require_graph
 from theodolite.theorems.subject import Subject
-from theodolite.value import Value
+from theodolite.value import Value, relative_gap
 
 _SECONDS = 12.0
 _TOLERANCE = 1e-10

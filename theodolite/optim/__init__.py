@@ -1,0 +1,1 @@
+"""Optimizers that more than one part of the package needs."""
