@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from theodolite.losses.base import Loss
+from theodolite.losses.base import Loss, SampleLoss
 from theodolite.optim.lbfgs import minimize
 
+_NEWTON_STEPS = 50
 _DEPENDENT = 1e-13  # ratio of singular values below which rows count as linearly dependent
 
 
@@ -39,9 +40,42 @@ def best_weights(loss: Loss, F: Tensor, costs: Tensor, start: Tensor) -> Tensor:
         return loss.value(Z) + float(costs @ c), [F @ loss.gradient(Z).reshape(-1) + costs]
 
     (weights,), _ = minimize(
-        objective, (start / unit,), nonnegative=True, ftol=1e-15, gtol=1e-14, max_iterations=2000, memory=50
+        objective, (start / unit,), nonnegative=True, ftol=1e-14, gtol=1e-14, max_iterations=2000, memory=50
     )
+    if isinstance(loss, SampleLoss):
+        weights = _newton(loss, F, costs, weights)
     return weights * unit
+
+
+def _newton(loss: SampleLoss, F: Tensor, costs: Tensor, c: Tensor) -> Tensor:
+    """Make the positive weights stationary far below what differences of objectives can show."""
+
+    def slope(c: Tensor) -> Tensor:
+        return F @ loss.gradient((c @ F).view(loss.shape)).reshape(-1) + costs
+
+    def error(c: Tensor) -> float:
+        g = slope(c)
+        return float(torch.where(c > 0.0, g.abs(), (-g).clamp(min=0.0)).max())
+
+    for _ in range(_NEWTON_STEPS):
+        active, g = c > 0.0, slope(c)
+        if not bool(active.any()):
+            return c
+        A = F[active]
+        product, _ = loss.curvature((c @ F).view(loss.shape))
+        H = A @ torch.stack([product(row.view(loss.shape)).reshape(-1) for row in A]).T
+        step = torch.linalg.lstsq(H, -g[active, None], driver="gelsd").solution.squeeze(1)
+        shrinks = step < 0.0
+        room = (-c[active][shrinks] / step[shrinks]).min() if bool(shrinks.any()) else step.new_tensor(1.0)
+        trial = c.clone()
+        trial[active] = (c[active] + min(float(room), 1.0) * step).clamp(min=0.0)
+        if float(room) < 1.0:  # the first weight to reach zero leaves
+            blocking = active.nonzero().squeeze(1)[shrinks][(-c[active][shrinks] / step[shrinks]).argmin()]
+            trial[blocking] = 0.0
+        elif not error(trial) < 0.5 * error(c):
+            return c
+        c = trial
+    return c
 
 
 def sparsest_weights(F: Tensor, costs: Tensor) -> Tensor:

@@ -1,11 +1,7 @@
-r"""What a family of subnetworks has to offer: prediction, regularizer and polar.
+r"""What a family of subnetworks has to offer: prediction phi, regularizer theta and polar.
 
-A problem of this package is
-
-.. math:: \min_{r, W_1..W_r}\ \ell\Big(\sum_{i=1}^r\phi(W_i)\Big) + \lambda\sum_{i=1}^r\theta(W_i),
-
-and an :class:`Atom` is the pair (phi, theta) of one family, with the *polar*
-:math:`\Omega^\circ(Q) = \sup\{\langle Q,\phi(W)\rangle : \theta(W)\le1\}` that belongs to it.
+Of :math:`\min_{r, W_1..W_r}\ \ell(\sum_i\phi(W_i)) + \lambda\sum_i\theta(W_i)` an :class:`Atom` is the pair
+(phi, theta), with the *polar* :math:`\Omega^\circ(Q) = \sup\{\langle Q,\phi(W)\rangle : \theta(W)\le1\}`.
 """
 
 from __future__ import annotations

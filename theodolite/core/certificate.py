@@ -41,16 +41,14 @@ class Certificate:
     polar : Value
         Bound of the polar of the residual R; at an optimum it equals ``lam``.
     lam, tol : float
-        Regularization, and the relative gap at which the verdict is "closed".
     verdict : {"closed", "improvable", "undecided"}
-        Closed: the gap is at most ``tol``.  Improvable: one more subnetwork, the polar's witness,
+        Closed: the relative gap is at most ``tol``.  Improvable: one more subnetwork, the polar's witness,
         lowers the objective by ``decrease``.  Undecided: neither was shown.
     decrease : float
         Evaluated (not predicted) decrease by the witness; 0 when there is none.
     stationarity : float
         ``(<R, Z> - lam Theta) / (lam Theta)``: 0 at every stationary point; 0 for no subnetworks.
     units : int
-        Number of subnetworks.
     confidence : float
         Probability with which the dual bound holds; 1 unless a randomized bound entered.
     kind : str

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from theodolite.core.atom import Atom
 from theodolite.core.certificate import Certificate, certify
+from theodolite.core.descend import least_ratio
 from theodolite.core.params import Params, count
 from theodolite.core.solve import Round, Solution, Solver
 from theodolite.linalg.lanczos import FailureLedger
@@ -83,10 +84,7 @@ class Problem:
         return torch.sparse_coo_tensor(index, R, self.loss.shape, check_invariants=False).coalesce()
 
     def lambda_max(self, budget: float | None = None, *, seed: int = 0, delta: float = 1e-9) -> Value:
-        """Return a bound of the smallest lam for which the zero model is optimal.
-
-        It is the polar of the residual at zero; the upper end alone proves the zero model optimal.
-        """
+        """Return the smallest lam for which the zero model is optimal, the polar of the residual at zero."""
         _check_range(0.0, budget)
         R = -self.loss.gradient(self.loss.zeros())
         return self.atom.polar(self.matrix(R), budget=budget, seed=seed, delta=delta)
@@ -183,18 +181,19 @@ class Problem:
             raise ValueError(f"params: expected tensors of shapes {[('r', *s) for s in wanted]}, got {got}")
 
     def _refuse_infinite_polar(self) -> None:
-        """Refuse an atom whose theta can vanish, or stay behind phi as a tensor grows."""
+        """Refuse an atom whose theta can vanish where phi does not, or whose row_bounds are wrong."""
         bounds, why = self.row_bounds, ""
         if not bool(torch.isfinite(bounds).all()) or bool((bounds < 0.0).any()):
             why = "its row_bounds are not finite"
-        params = self.atom.init(2)
-        for grown in range(-1, 0 if why else len(params)):
-            factors = [1e6 if i == grown and p.is_floating_point() else 1 for i, p in enumerate(params)]
-            probe = tuple(p * factor for p, factor in zip(params, factors, strict=True))
+        start = self.atom.init(1)
+        worst = start if why else least_ratio(self.atom, start, self.loss.support)
+        for grown in range(-1, 0 if why else len(start)):
+            factors = [1e6 if i == grown and p.is_floating_point() else 1 for i, p in enumerate(worst)]
+            probe = tuple(p * factor for p, factor in zip(worst, factors, strict=True))
             Z, theta = self.predictions(probe), float(self.atom.theta(probe).sum())
             size = Z.norm(dim=1) if Z.ndim == 2 else Z.abs()
             if bool((size > (1.0 + 1e-6) * theta * bounds + 1e-9 * size.max()).any()):
-                why = "phi exceeds theta * row_bounds " + (f"as tensor {grown} grows" if grown >= 0 else "")
+                why = "phi exceeds theta * row_bounds" + (f" as tensor {grown} grows" if grown >= 0 else "")
         if why:
             raise ValueError(
                 "atom: expected a theta that vanishes only where phi does, otherwise the polar is infinite and "

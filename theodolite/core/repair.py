@@ -45,7 +45,7 @@ def reweight(problem: Problem, params: Params, fresh: Params | None = None) -> P
     weights = best_weights(loss, F, costs, start)[index]
     kept = weights > 0.0
     better = atom.scale(select(everything, kept), weights[kept])
-    return better if problem.objective(better) <= problem.objective(params) else params
+    return better if not_worse(problem, better, params) else params
 
 
 def prune(problem: Problem, params: Params) -> Params:
@@ -63,5 +63,10 @@ def prune(problem: Problem, params: Params) -> Params:
         weights = sparsest_weights(atom.each(fewer, problem.loss.support), atom.theta(fewer))
         kept = weights > 0.0
         fewer = atom.scale(select(fewer, kept), weights[kept])
-    before = problem.objective(params)
-    return fewer if problem.objective(fewer) <= before + 1e-12 * abs(before) else params
+    return fewer if not_worse(problem, fewer, params) else params
+
+
+def not_worse(problem: Problem, new: Params, old: Params) -> bool:
+    """Return whether the objective did not rise beyond rounding; equal ones may differ in stationarity."""
+    before = problem.objective(old)
+    return problem.objective(new) <= before + 1e-13 * abs(before)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from theodolite.core.certificate import Certificate, certify, judge
 from theodolite.core.params import Params, count
-from theodolite.core.repair import prune, reweight
+from theodolite.core.repair import not_worse, prune, reweight
 from theodolite.linalg.lanczos import FailureLedger
 from theodolite.optim.log import Log
 from theodolite.value import format_confidence, format_number, relative_gap
@@ -18,7 +18,7 @@ from theodolite.value import format_confidence, format_number, relative_gap
 if TYPE_CHECKING:
     from theodolite.core.problem import Problem
 
-_HEADER = " round  units       incumbent           bound       gap    polar / lambda     time"
+_HEADER = " round  units      incumbent          bound       gap   polar / lambda     time"
 _PATIENCE = 4  # rounds that bring next to nothing before the verdict stays what it is
 
 
@@ -38,16 +38,9 @@ class Round:
 
 @dataclass(frozen=True)
 class Solution:
-    """The best subnetworks found, what is proved about them, and how it went.
+    """The best subnetworks found, their certificate with the best dual bound of all rounds, and the log.
 
-    Attributes
-    ----------
-    params : Params
-    certificate : Certificate
-        Its dual bound is the best of all rounds.
-    history : tuple of Round
-    interrupted : bool
-        Whether Ctrl-C ended it.
+    ``interrupted`` says whether Ctrl-C ended it.
     """
 
     params: Params
@@ -105,7 +98,7 @@ class Solver:
             params = problem.atom.descend(problem, params, tol=inner, deadline=until, progress=keep)
             params = reweight(problem, prune(problem, params))
             self._keep(params)
-            now = self._certify(min(self.params, params, key=problem.objective))
+            now = self._certify(params if not_worse(problem, params, self.params) else self.params)
             gained = (last.objective - now.objective) + (now.dual_bound - last.dual_bound)
             stuck = gained < 0.01 * (now.objective - now.dual_bound)
             idle, inner = (idle + 1, 0.01 * inner) if stuck else (0, inner)  # descend further, then give up
@@ -130,9 +123,9 @@ class Solver:
         c, n, seconds = self.certificate, len(self.history), time.monotonic() - self.start
         low, high = c.polar_ratio
         self.history.append(Round(n, c.units, c.objective, c.dual_bound, c.gap, low, high, seconds))
-        numbers = f"{n:6d} {c.units:6d} {c.objective:15.9g} {c.dual_bound:15.9g} {100 * c.gap:7.3g} %"
+        numbers = f"{n:6d} {c.units:6d} {c.objective:14.8g} {c.dual_bound:14.8g} {100 * c.gap:7.3g} %"
         polar = f"[{format_number(low, 'down')}, {format_number(high, 'up')}]"
-        self.log.line(f"{numbers} {polar:>17} {seconds:7.1f}s")
+        self.log.line(f"{numbers} {polar:>16} {seconds:7.1f}s")
         return self.history[-1]
 
     def _keep(self, params: Params) -> None:

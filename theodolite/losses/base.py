@@ -16,21 +16,28 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
+
+from theodolite.losses.concave import maximize_concave
+from theodolite.losses.inputs import first, integers
 
 # a point this close to the domain of the dual counts as its nearest point there
 DOMAIN_TOLERANCE = 1e-11
 
 Movable = TypeVar("Movable")
+LossType = TypeVar("LossType", bound="Loss")
 
 
 def accurate_sum(matrix: Tensor) -> float:
     """Return the sum of an (n, k) matrix, whose rounding error grows with k but not with n."""
-    return math.fsum(matrix.sum(1).tolist())
+    rows = matrix.sum(1)
+    try:
+        return math.fsum(rows.tolist())
+    except OverflowError:  # finite terms, infinite sum
+        return float(rows.sum())
 
 
 def moved(thing: Movable, device: torch.device | str) -> Movable:
@@ -57,6 +64,42 @@ class Support:
     rows: Tensor
     cols: Tensor
     shape: tuple[int, int]
+
+    @classmethod
+    def checked(cls, rows: Any, cols: Any, shape: tuple[int, int]) -> Support:
+        """Return the support of given indices, in the order given.
+
+        Parameters
+        ----------
+        rows, cols : array-like of int, shape (size,)
+            Indices of the entries.
+        shape : tuple of int
+            Shape (n, m) of the whole matrix.
+
+        Raises
+        ------
+        ValueError
+            If there is no entry, the lengths differ, an index is out of range or an entry is there twice.
+        """
+        n, m = shape
+        rows, cols = integers(rows, "rows"), integers(cols, "cols")
+        if len(rows) != len(cols):
+            raise ValueError(f"cols: expected {len(rows)} indices, as many as rows, got {len(cols)}")
+        if not len(rows):
+            raise ValueError("rows: expected at least one entry, got none")
+        for name, index, end in (("rows", rows, n), ("cols", cols, m)):
+            outside = (index < 0) | (index >= end)
+            if bool(outside.any()):
+                (place,) = first(outside)
+                raise ValueError(f"{name}: expected 0 to {end - 1}, got {int(index[place])} at {place}")
+        order = torch.argsort(rows * m + cols, stable=True)
+        again = torch.diff((rows * m + cols)[order]) == 0
+        if bool(again.any()):
+            (place,) = first(again)
+            one, two = (int(i) for i in order[place : place + 2])
+            entry = f"({int(rows[one])}, {int(cols[one])})"
+            raise ValueError(f"rows, cols: expected each entry once, got {entry} at {one} and at {two}")
+        return cls(rows, cols, (int(n), int(m)))
 
     @property
     def size(self) -> int:
@@ -120,6 +163,11 @@ class Loss(ABC):
     def magnitudes(self, Z: Tensor, Q: Tensor) -> tuple[float, float, Tensor]:
         """Return what float64 rounding errors are relative to.
 
+        ``value(Z)`` and ``dual(Q)`` are off by at most ``gamma(2 k + 32)`` (see
+        :func:`theodolite.linalg.lanczos.gamma`) times the first two numbers; the dual value
+        belongs to the nearest point of its domain, of which each row is at most the same
+        multiple of ``rows`` away.
+
         Returns
         -------
         primal, dual : float
@@ -150,19 +198,14 @@ class Loss(ABC):
         Returns
         -------
         t, maximum : float
-            Any t is a valid dual point, so that a search serves as well as a formula.
+            Any t is a valid dual point, so that a search serves as well as a formula.  The
+            default searches until nothing larger is possible by 1e-11 of the maximum.
         """
-        top = min(upper, self.t_range(R)[1])
 
         def objective(t: float) -> float:
             return self.dual(t * R) - linear * t - 0.5 * quadratic * t * t
 
-        found = minimize_scalar(
-            lambda t: -objective(t), bounds=(0.0, top), method="bounded", options={"xatol": 1e-5 * top}
-        )
-        candidates = [(objective(t), t) for t in {0.0, float(found.x), top}]
-        value, t = max(candidates)
-        return t, value
+        return maximize_concave(objective, min(upper, self.t_range(R)[1]))
 
     def smallest_t(self, R: Tensor, wanted: float) -> float | None:
         """Return (to one part in a million of the best t) the smallest t with ``dual(t R) >= wanted``.
@@ -177,6 +220,12 @@ class Loss(ABC):
             middle = 0.5 * (low + high)
             low, high = (low, middle) if self.dual(middle * R) >= wanted else (middle, high)
         return high
+
+    def rescaled(self: LossType, scale: float) -> LossType:
+        """Return the same loss with another factor in front."""
+        twin = copy.copy(self)
+        twin.scale = check_scale(scale)
+        return twin
 
     def to(self: Movable, device: torch.device | str) -> Movable:
         """Return the same loss with its targets on a device."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from theodolite.linalg.lanczos import UNIT_ROUNDOFF
 from theodolite.losses.base import DOMAIN_TOLERANCE, SampleLoss, accurate_sum, check_scale
+from theodolite.losses.inputs import integers
 
 
 class CrossEntropyLoss(SampleLoss):
@@ -20,7 +23,7 @@ class CrossEntropyLoss(SampleLoss):
 
     Parameters
     ----------
-    y : Tensor, shape (n,)
+    y : array-like of int, shape (n,)
         Class numbers.
     n_classes : int
         Number k of classes.
@@ -30,21 +33,18 @@ class CrossEntropyLoss(SampleLoss):
     Raises
     ------
     ValueError
-        If a class number is outside 0 .. n_classes - 1 or ``scale`` is not positive.
+        If there is no sample, a class number is outside 0 .. n_classes - 1 or ``scale`` is not positive.
     """
 
-    def __init__(self, y: Tensor, n_classes: int, scale: float = 1.0) -> None:
-        if y.ndim != 1 or y.is_floating_point():
-            raise ValueError(
-                f"y: expected class numbers of shape (n,), got {y.dtype} of shape {tuple(y.shape)}"
-            )
-        if len(y) and (int(y.min()) < 0 or int(y.max()) >= n_classes):
-            raise ValueError(
-                f"y: expected class numbers 0 to {n_classes - 1}, got {int(y.min())} to {int(y.max())}"
-            )
-        self.y = y.long()
+    def __init__(self, y: Any, n_classes: int, scale: float = 1.0) -> None:
+        self.y = integers(y, "y", "class numbers")
+        if not len(self.y):
+            raise ValueError("y: expected at least one class number, got none")
+        low, high = int(self.y.min()), int(self.y.max())
+        if low < 0 or high >= n_classes:
+            raise ValueError(f"y: expected class numbers 0 to {n_classes - 1}, got {low} to {high}")
         self.scale = check_scale(scale)
-        self.shape = (len(y), n_classes)
+        self.shape = (len(self.y), n_classes)
 
     def zeros(self) -> Tensor:
         """Return zero predictions."""
@@ -61,7 +61,7 @@ class CrossEntropyLoss(SampleLoss):
     def dual(self, Q: Tensor) -> float:
         """Return scale times the sum of the entropies of ``e_y - Q/scale``; -inf outside the simplex."""
         p = self._probabilities(self._check(Q, "Q"))
-        outside = float(p.min(1).values.min()) < -DOMAIN_TOLERANCE if p.numel() else False
+        outside = not float(p.min()) >= -DOMAIN_TOLERANCE  # or NaN
         if outside or bool(((p.sum(1) - 1.0).abs() > DOMAIN_TOLERANCE * (1 + self.shape[1])).any()):
             return -math.inf
         return self.scale * accurate_sum(torch.special.entr(p.clamp_(0.0, 1.0)))  # entr(0) = 0
@@ -75,9 +75,9 @@ class CrossEntropyLoss(SampleLoss):
         if bool((R.sum(1).abs() > DOMAIN_TOLERANCE * (1 + self.shape[1])).any()):
             return 0.0, 0.0
         others = R.scatter(1, self.y[:, None], 0.0)
-        if others.numel() and float(others.max()) > DOMAIN_TOLERANCE:
+        if float(others.max()) > DOMAIN_TOLERANCE:
             return 0.0, 0.0  # p would be negative for every t > 0
-        largest = float(R.gather(1, self.y[:, None]).max()) if R.numel() else 0.0
+        largest = float(R.gather(1, self.y[:, None]).max())
         return 0.0, 1.0 if largest <= 1.0 else 1.0 / largest
 
     def smoothness(self, Z: Tensor) -> float:
@@ -101,8 +101,8 @@ class CrossEntropyLoss(SampleLoss):
         (1 - s) p_i + (f - (1 - s) m) have mean f, and the smallest s for which they are
         certainly nonnegative is max_k (1 - f_k / m_k).
         """
-        p = self._probabilities(Q.double()).clamp_(min=0.0)
-        frequency = torch.bincount(self.y, minlength=self.shape[1]).double() / max(len(self.y), 1)
+        p = self._probabilities(self._check(Q, "Q")).clamp_(min=0.0)
+        frequency = torch.bincount(self.y, minlength=self.shape[1]).double() / len(self.y)
         p[:, frequency == 0.0] = 0.0  # an absent class must have no probability at all
         empty = p.sum(1) == 0.0
         p[empty] = frequency
@@ -121,15 +121,20 @@ class CrossEntropyLoss(SampleLoss):
 
     def magnitudes(self, Z: Tensor, Q: Tensor) -> tuple[float, float, Tensor]:
         """Return the sizes that rounding is relative to."""
+        Z, Q = self._check(Z, "Z"), self._check(Q, "Q")
         n, k = self.shape
         primal = self.scale * (2.0 * float(Z.abs().amax(1).sum()) + n * (1.0 + math.log(k)))
+        # a point that the tolerance admits may be further from the simplex than rounding explains
+        p = self._probabilities(Q)
+        excess = ((p.sum(1) - 1.0).abs() - 2.0 * p.clamp(max=0.0).sum(1)) / UNIT_ROUNDOFF
+        excess = torch.where(excess > 2.0 * k + 8.0, excess, 0.0)
         # |d/dp (p ln p)| stays below 40 for p above 1e-17, the rounding of 1 - (sum of the others)
-        dual = abs(self.dual(Q)) + 40.0 * n * self.scale
-        return primal, dual, torch.full((n,), 2.0 * self.scale, dtype=torch.float64)
+        dual = abs(self.dual(Q)) + 40.0 * self.scale * float(excess.clamp(min=1.0).sum())
+        return primal, dual, self.scale * excess.clamp(min=2.0)
 
     def _probabilities(self, Q: Tensor) -> Tensor:
         return self._subtract_targets(Q / self.scale).neg_()
 
     def _subtract_targets(self, p: Tensor) -> Tensor:
         """Subtract e_y from each row, in place."""
-        return p.scatter_add_(1, self.y[:, None], torch.full((len(p), 1), -1.0, dtype=p.dtype))
+        return p.scatter_add_(1, self.y[:, None], torch.full_like(p[:, :1], -1.0))

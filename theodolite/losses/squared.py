@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from theodolite.losses.base import SampleLoss, accurate_sum, check_scale
+from theodolite.losses.inputs import numbers
 
 
 class SquaredLoss(SampleLoss):
@@ -18,7 +20,7 @@ class SquaredLoss(SampleLoss):
 
     Parameters
     ----------
-    Y : Tensor, shape (n, k)
+    Y : array-like, shape (n, k)
         Targets.
     scale : float
         2/(n k) makes it the mean over samples and outputs (``torch.nn.MSELoss``).
@@ -26,15 +28,13 @@ class SquaredLoss(SampleLoss):
     Raises
     ------
     ValueError
-        If ``Y`` is not a matrix or ``scale`` is not positive.
+        If ``Y`` is not a matrix of finite numbers, is empty, or ``scale`` is not positive.
     """
 
-    def __init__(self, Y: Tensor, scale: float = 1.0) -> None:
-        if Y.ndim != 2:
-            raise ValueError(f"Y: expected shape (n, k), got {tuple(Y.shape)}")
-        self.Y = Y.double()
+    def __init__(self, Y: Any, scale: float = 1.0) -> None:
+        self.Y = numbers(Y, "Y", vectors=False)
         self.scale = check_scale(scale)
-        self.shape = (Y.shape[0], Y.shape[1])
+        self.shape = (self.Y.shape[0], self.Y.shape[1])
 
     def zeros(self) -> Tensor:
         """Return zero predictions."""
@@ -55,6 +55,7 @@ class SquaredLoss(SampleLoss):
 
     def t_range(self, R: Tensor) -> tuple[float, float]:
         """Return (0, inf): every Q is in the domain, so t may exceed 1."""
+        self._check(R, "R")
         return 0.0, math.inf
 
     def best_t(
@@ -73,10 +74,11 @@ class SquaredLoss(SampleLoss):
 
     def curvature(self, Z: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """Return multiplication by ``scale``."""
-        return lambda V: self.scale * V, torch.full((self.shape[0],), self.scale, dtype=torch.float64)
+        return lambda V: self.scale * V, torch.full_like(self.Y[:, 0], self.scale)
 
     def center(self, Q: Tensor) -> Tensor:
         """Return Q less the mean of each column."""
+        Q = self._check(Q, "Q")
         return Q - Q.mean(0)
 
     def rows(self, index: slice | Tensor) -> SquaredLoss:
@@ -85,6 +87,7 @@ class SquaredLoss(SampleLoss):
 
     def magnitudes(self, Z: Tensor, Q: Tensor) -> tuple[float, float, Tensor]:
         """Return the sizes that rounding is relative to."""
+        Z, Q = self._check(Z, "Z"), self._check(Q, "Q")
         primal = self.scale * float((self.Y.abs() + Z.abs()).square().sum())
         dual = float((Q * self.Y).abs().sum()) + float(Q.square().sum()) / (2 * self.scale)
         return primal, dual, Q.norm(dim=1)

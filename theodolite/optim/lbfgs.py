@@ -66,8 +66,10 @@ def minimize(
         flat = torch.from_numpy(x.copy()).to(start[0].device)
         point = tuple(part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True))
         value, gradients = function(point)
-        if not math.isfinite(value):
-            return math.inf, np.zeros_like(x)
+        if not math.isfinite(value):  # a wall that leads the line search back to the best point
+            away = x - np.concatenate([p.reshape(-1).cpu().numpy() for p in best[0]])
+            height = 10.0 * (1.0 + abs(best[1]))
+            return best[1] + height, 2.0 * height * away / float(away @ away)
         if value < best[1]:
             best = point, value
         return value, torch.cat([g.detach().reshape(-1) for g in gradients]).cpu().numpy()

@@ -1,0 +1,129 @@
+"""Certificates: valid at every point, exact where the answer is known, honest in what they say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_atoms import Entry, soft_threshold
+
+from theodolite.core.problem import Problem
+from theodolite.losses import CrossEntropyLoss, SquaredLoss
+from theodolite.value import Value
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def entrywise(seed: int, lam: float) -> tuple[Problem, torch.Tensor, float]:
+    """An l1 problem with its solution and optimal value."""
+    Y = normal(5, 3, seed=seed)
+    Z = soft_threshold(Y, lam)
+    problem = Problem(SquaredLoss(Y), Entry((5, 3)), lam)
+    return problem, Z, 0.5 * float((Y - Z).square().sum()) + lam * float(Z.abs().sum())
+
+
+@given(seed=st.integers(0, 10**6), lam=st.floats(1e-3, 10.0), r=st.integers(0, 4), size=st.floats(0.0, 100.0))
+def test_weak_duality_at_any_point(seed, lam, r, size):
+    problem, Z, optimum = entrywise(seed, lam)
+    params = Entry((5, 3)).init(r, seed=seed)
+    c = problem.certify((size * params[0],))
+    assert c.dual_bound <= optimum * (1 + 1e-14)
+    assert c.objective >= optimum * (1 - 1e-14)
+    assert c.gap >= 0.0
+    total = size * params[0].sum(0) if r else torch.zeros(5, 3)
+    assert 0.5 * float((total - Z).square().sum()) <= c.objective - c.dual_bound
+
+
+def test_the_optimum_is_closed():
+    problem, Z, optimum = entrywise(3, 0.5)
+    c = problem.certify((Z[None],), tol=1e-12)
+    assert c.verdict == "closed"
+    assert c.kind == "bound"
+    assert c.confidence == 1.0
+    assert c.objective == pytest.approx(optimum, rel=1e-13)
+    assert c.dual_bound == pytest.approx(optimum, rel=1e-13)
+    assert abs(c.stationarity) < 1e-12
+    assert c.polar_ratio == pytest.approx((1.0, 1.0))
+
+
+def test_the_zero_model_is_closed_with_gap_0_from_lambda_max_on():
+    Y = normal(5, 3)
+    for loss in (SquaredLoss(Y), CrossEntropyLoss(torch.tensor([0, 1, 2, 2, 1]), 3, 0.2)):
+        atom = Entry((5, 3))
+        top = Problem(loss, atom, 1.0).lambda_max().high
+        c = Problem(loss, atom, top * (1 + 1e-9)).certify(atom.init(0))
+        assert (c.verdict, c.gap, c.units) == ("closed", 0.0, 0)
+        assert c.dual_bound <= loss.value(loss.zeros()) <= c.objective
+        assert Problem(loss, atom, 0.9 * top).certify(atom.init(0)).verdict == "improvable"
+
+
+def test_improvable_means_that_the_witness_improves():
+    problem, _, optimum = entrywise(1, 0.3)
+    start = Entry((5, 3)).init(0)
+    c = problem.certify(start)
+    assert c.verdict == "improvable"
+    best = min(problem.objective((s * c.polar.witness[0][:1],)) for s in torch.linspace(0, 3, 301))
+    assert best < problem.objective(start)
+    assert 0.0 < c.decrease <= problem.objective(start) - optimum
+    # the predicted decrease of a smooth loss: at least (polar - lam)^2 / (2 beta c^2)
+    assert c.decrease >= (c.polar.low - 0.3) ** 2 / 2 * (1 - 1e-9)
+    assert "nothing of the present width" in str(c)
+
+
+class NoWitness(Entry):
+    """Its polar is known from above only."""
+
+    def polar(self, Q, **options):
+        return Value.bound(0.0, 1.5 * float(Q.abs().max()))
+
+
+def test_without_a_witness_the_verdict_is_undecided():
+    c = Problem(SquaredLoss(normal(5, 3)), NoWitness((5, 3)), 0.5).certify(Entry((5, 3)).init(0))
+    assert (c.verdict, c.decrease) == ("undecided", 0.0)
+    assert 0.0 < c.gap < math.inf
+
+
+def test_budget_0_is_valid_and_loose():
+    problem, Z, optimum = entrywise(2, 0.5)
+    loose, tight = problem.certify((Z[None],), budget=0), problem.certify((Z[None],))
+    assert loose.dual_bound < tight.dual_bound <= optimum * (1 + 1e-14)
+
+
+class Randomized(Entry):
+    def polar(self, Q, *, delta, **options):
+        value = super().polar(Q)
+        return Value.bound(value.lower, value.upper, confidence=1 - delta, witness=value.witness)
+
+
+def test_failure_probability_is_passed_on():
+    problem = Problem(SquaredLoss(normal(5, 3)), Randomized((5, 3)), 0.5)
+    c = problem.certify(Entry((5, 3)).init(0), delta=0.01)
+    assert c.confidence == pytest.approx(0.99)
+    assert "with probability 0.99" in str(c)
+    c = problem.solve(tol=1e-6, delta=0.01).certificate
+    assert 0.99 <= c.confidence < 1.0 - 0.01 * 6 / math.pi**2
+
+
+class WitnessOff(Entry):
+    """Claims a lower end that its witness does not attain."""
+
+    def polar(self, Q, **options):
+        value = super().polar(Q)
+        return Value.bound(value.lower, value.upper, witness=(-value.witness[0],))
+
+
+def test_a_witness_that_does_not_help_makes_no_improvable():
+    c = Problem(SquaredLoss(normal(5, 3)), WitnessOff((5, 3)), 0.5).certify(Entry((5, 3)).init(0))
+    assert c.verdict == "undecided"
+
+
+def test_text_fits_a_terminal():
+    problem, Z, _ = entrywise(3, 0.5)
+    lines = str(problem.certify((Z[None],))).splitlines()
+    assert lines[0].startswith("closed: objective ")
+    assert all(len(line) <= 100 for line in lines)
