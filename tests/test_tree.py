@@ -40,6 +40,11 @@ def test_files_are_short() -> None:
     assert {name: n for name, n in lines.items() if n > 500} == {}
 
 
+def test_the_core_stays_small() -> None:
+    lines = [len(p.read_text(encoding="utf-8").splitlines()) for p in (PACKAGE / "core").glob("*.py")]
+    assert 0 < sum(lines) <= 800
+
+
 def test_folders_are_at_most_two_deep() -> None:
     folders = {p.relative_to(PACKAGE).parent for p in PACKAGE.rglob("*") if "__pycache__" not in p.parts}
     assert [str(folder) for folder in folders if len(folder.parts) > 2] == []

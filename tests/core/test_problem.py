@@ -84,7 +84,9 @@ def test_a_theta_that_vanishes_where_phi_does_not_is_refused(atom, why):
 )
 def test_params_of_other_shapes_are_refused(params, got):
     for action in (problem().certify, lambda p: problem().solve(init=p)):
-        with pytest.raises(ValueError, match=rf"params: expected tensors of shapes \[\('r', 6, 4\)\], got {got}"):
+        with pytest.raises(
+            ValueError, match=rf"params: expected tensors of shapes \[\('r', 6, 4\)\], got {got}"
+        ):
             action(params)
 
 

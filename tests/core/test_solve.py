@@ -52,7 +52,10 @@ def test_history_is_monotone_and_ends_with_the_certificate():
     assert [r.iteration for r in history] == list(range(len(history)))
     assert all(a.objective >= b.objective * (1 - 1e-12) for a, b in zip(history, history[1:], strict=False))
     assert all(a.dual_bound <= b.dual_bound for a, b in zip(history, history[1:], strict=False))
-    assert (history[-1].objective, history[-1].gap) == (solution.certificate.objective, solution.certificate.gap)
+    assert (history[-1].objective, history[-1].gap) == (
+        solution.certificate.objective,
+        solution.certificate.gap,
+    )
 
 
 def test_zero_model_above_lambda_max():
@@ -204,7 +207,9 @@ def test_reweighting_of_what_is_too_large_to_hold(monkeypatch):
     better = repair.reweight(problem, params, fresh)
     assert problem.objective(better) < problem.objective(params)
     Z, R = problem.predictions(better), -problem.loss.gradient(problem.predictions(better))
-    assert float((R * Z).sum()) == pytest.approx(problem.lam * float(problem.atom.theta(better).sum()), rel=1e-6)
+    assert float((R * Z).sum()) == pytest.approx(
+        problem.lam * float(problem.atom.theta(better).sum()), rel=1e-6
+    )
     first = repair.reweight(problem, problem.atom.init(0), fresh)
     assert problem.objective(first) < problem.objective(problem.atom.init(0))
 

@@ -358,7 +358,7 @@ class HeadProblem:
         shift = 0.0 if self.offset is None else float(self.offset.norm())
         scores = many * (size * float(W.norm(dim=1).max()) + shift) * math.sqrt(self.k)
         primal = few * primal_terms + many * self.norms(W)
-        primal += 2 * float(slopes @ scores) + self.loss.scale * float(scores @ scores)
+        primal += 2 * float(slopes @ scores) + self.loss.smoothness(Z) * float(scores @ scores)
         matrix = gamma(depth) * t * float(slopes @ size) + 2 * moves * float(repair @ size)
         dual = moves * (dual_terms + shift * float((t * slopes + repair).sum()))
         dual += (2 * pulled * matrix + matrix * matrix + many * pulled * pulled) / (2 * self.decay)

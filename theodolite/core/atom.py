@@ -109,8 +109,8 @@ class Atom(ABC):
 
     def each(self, params: Params, support: Support | None = None) -> Tensor:
         """Return the predictions of each subnetwork alone, flattened, shape (r, size)."""
-        singly = (select(params, slice(i, i + 1)) for i in range(count(params)))
-        return torch.stack([self.predict(single, support).reshape(-1) for single in singly])
+        parts = [select(params, slice(i, i + 1)) for i in range(count(params))] or [params]
+        return torch.stack([self.predict(p, support).reshape(-1) for p in parts])[: count(params)]
 
     def penalty(self, params: Params) -> Tensor:
         """Return a smoother regularizer >= theta, equal to it after a rescaling that keeps phi, shape (r,)."""

@@ -44,10 +44,21 @@ class BiasedLoss(Loss):
             raise ValueError(f"decay: expected a finite number > 0, got {decay}")
         self.loss, self.decay = loss, float(decay)
         self.shape, self.scale = loss.shape, loss.scale
+        # the last predictions with their best bias, and where to start for the next
+        self._known: tuple[Tensor, int, Tensor] | None = None
+        self._start: tuple[Tensor, Tensor] | None = None
 
     def zeros(self) -> Tensor:
         """Return zero predictions."""
         return self.loss.zeros()
+
+    def to(self, device: torch.device | str) -> BiasedLoss:  # type: ignore[override]
+        """Return the same loss with its targets on a device."""
+        return BiasedLoss(self.loss.to(device), self.decay)
+
+    def rescaled(self, scale: float) -> BiasedLoss:
+        """Return the same loss with another factor in front, of its decay too."""
+        return BiasedLoss(self.loss.rescaled(scale), self.decay * scale / self.scale)
 
     def bias(self, Z: Tensor) -> Tensor:
         """Return the best bias, shape (k,), by Newton's method.
@@ -62,18 +73,36 @@ class BiasedLoss(Loss):
             If it does not end.
         """
         Z = self._check(Z, "Z")
-        b = torch.zeros(self.shape[1], dtype=torch.float64, device=Z.device)
-        value = self.at(Z, b)
+        if self._known is not None and self._known[0] is Z and self._known[1] == Z._version:
+            return self._known[2]
+        b, hessian = self._start or (Z.new_zeros(self.shape[1]), self._curvature(Z))
+        gradient, value = self._slope(Z, b), self.at(Z, b)
         for _ in range(_STEPS):
-            gradient = self.loss.gradient(Z + b).sum(0) + self.decay * b
-            if float(gradient.square().sum()) / (2.0 * self.decay) <= UNIT_ROUNDOFF * abs(value):
-                return b
-            step = torch.linalg.solve(self._curvature(Z + b), gradient)
-            slope, length = float(gradient @ step), 1.0
-            while (tried := self.at(Z, b - length * step)) > value - 1e-4 * length * slope and length > 1e-6:
+            if self._ends(gradient, value):
+                value = self.at(Z, b)
+                if self._ends(gradient, value):
+                    self._known, self._start = (Z, Z._version, b), (b, hessian)
+                    return b
+            tried = b - torch.linalg.solve(hessian, gradient)
+            slope = self._slope(Z, tried)
+            if float(slope.norm()) <= 0.2 * float(gradient.norm()):  # an older Hessian serves as long as it helps
+                b, gradient = tried, slope
+                continue
+            hessian, value = self._curvature(Z + b), self.at(Z, b)
+            step, length = torch.linalg.solve(hessian, gradient), 1.0
+            descent = 1e-4 * float(gradient @ step)
+            while self.at(Z, b - length * step) > value - length * descent and length > 1e-6:
                 length /= 2.0
-            b, value = b - length * step, tried
+            b = b - length * step
+            gradient = self._slope(Z, b)
         raise ArithmeticError(f"bias: Newton's method did not end within {_STEPS} steps")
+
+    def _slope(self, Z: Tensor, b: Tensor) -> Tensor:
+        """Return the gradient in the bias."""
+        return self.loss.gradient(Z + b).sum(0) + self.decay * b
+
+    def _ends(self, gradient: Tensor, value: float) -> bool:
+        return float(gradient.square().sum()) <= 2.0 * self.decay * UNIT_ROUNDOFF * abs(value)
 
     def at(self, Z: Tensor, b: Tensor) -> float:
         """Return the loss with a given bias and its decay."""

@@ -28,7 +28,7 @@ def maximize_concave(
     top : float
         End of the interval; may be inf.  The search starts from 1 and grows.
     tolerance : float
-        Relative to the larger of \\|f(0)\\| and the maximum's size.
+        Relative to the size of f(0) or of the maximum, whichever is larger.
     limit : int
         Evaluations at most.
 

@@ -59,5 +59,7 @@ def integers(given: Any, name: str, what: str = "integers") -> Tensor:
     """
     found = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
     if found.ndim != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise ValueError(f"{name}: expected {what} of shape (n,), got {found.dtype} of shape {tuple(found.shape)}")
+        raise ValueError(
+            f"{name}: expected {what} of shape (n,), got {found.dtype} of shape {tuple(found.shape)}"
+        )
     return found.long()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +34,7 @@ class PoissonLoss(SeparableLoss):
       :math:`-q\,\text{offset}`, :math:`q\ge-1`, where y = 0.
 
     The identity link is defined for rates > 0 only (>= 0 where y = 0).  Outside, its value and
-    its ``smoothness`` are inf, and it has no gradient: to ask for one is an error.  Because every
+    its ``smoothness`` are inf and its derivatives, which do not exist, are NaN.  Because every
     solver starts from zero predictions, these must be inside, so that a positive target
     needs a positive offset.  Where a rate is so small that 1e-3 less is not a rate,
     ``smoothness`` is inf too.
@@ -83,12 +82,6 @@ class PoissonLoss(SeparableLoss):
         w = Z + self.offset
         return w, torch.where(self.Y > 0.0, w > 0.0, w >= 0.0)
 
-    def _inside(self, Z: Tensor) -> Tensor:
-        """Return the rates of the identity link, refusing those outside the domain."""
-        w, valid = self._rates(Z)
-        refuse(~valid, w, "Z", "rates z + offset > 0 (>= 0 where y = 0)")
-        return w
-
     def _values(self, Z: Tensor) -> Tensor:
         if self.link == "log":
             w = Z + self.offset
@@ -99,14 +92,16 @@ class PoissonLoss(SeparableLoss):
     def _slopes(self, Z: Tensor) -> Tensor:
         if self.link == "log":
             return torch.exp(Z + self.offset) - self.Y
-        w = self._inside(Z)
-        return 1.0 - torch.where(self.Y > 0.0, self.Y / w, 0.0)
+        w, valid = self._rates(Z)
+        slopes = 1.0 - torch.where(self.Y > 0.0, self.Y / w, 0.0)
+        return torch.where(valid, slopes, torch.nan)
 
     def _bends(self, Z: Tensor) -> Tensor:
         if self.link == "log":
             return torch.exp(Z + self.offset)
-        w = self._inside(Z)
-        return torch.where(self.Y > 0.0, self.Y / w / w, 0.0)
+        w, valid = self._rates(Z)
+        bends = torch.where(self.Y > 0.0, self.Y / w / w, 0.0)
+        return torch.where(valid, bends, torch.nan)
 
     def _duals(self, q: Tensor) -> Tensor:
         if self.link == "log":

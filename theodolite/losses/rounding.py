@@ -27,9 +27,10 @@ def value_error(loss: Loss, Z: Tensor, R: Tensor, shift: Tensor) -> float:
         Rounding in the value, plus first order (twice, for the rounding of R) and second order in the shift.
     """
     size, _, _ = loss.magnitudes(Z, R)
+    error, square = gamma(_terms(R)) * size + 2.0 * float(_sizes(R) @ shift), float(shift @ shift)
     return (
-        gamma(_terms(R)) * size + 2.0 * float(_sizes(R) @ shift) + loss.smoothness(Z) * float(shift @ shift)
-    )
+        error + loss.smoothness(Z) * square if square else error
+    )  # an infinite smoothness may meet no shift
 
 
 def repair_polar(loss: Loss, Z: Tensor, R: Tensor, row_bounds: Tensor) -> float:

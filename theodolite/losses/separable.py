@@ -109,8 +109,8 @@ class SeparableLoss(SampleLoss):
         """
         r = self._check(R, "R") / self.scale
         low, high = self._box()
-        limits = torch.where(r > 0.0, high / r, torch.where(r < 0.0, low / r, torch.inf))
-        return 0.0, max(0.0, float(limits.min()))
+        limits = torch.where(r == 0.0, torch.inf, torch.where(r > 0.0, high, low) / r)
+        return 0.0, max(0.0, float(limits.min()))  # 0 if R has a NaN
 
     def curvature(self, Z: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """Return multiplication by scale times the second derivatives."""

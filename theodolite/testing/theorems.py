@@ -1,4 +1,4 @@
-"""Public checks for those who write theorems, as scikit-learn's ``check_estimator`` is for estimators."""
+"""Checks for those who write theorems: what every theorem promises, and changes that keep a function."""
 
 from __future__ import annotations
 
