@@ -1,4 +1,5 @@
-"""Audit a published pretrained digit network on 5,000 MNIST images.
+"""Audit a published pretrained digit network on 5,000 MNIST images
+================================================================
 
 The network (390,410 parameters: three convolutions, each with ReLU and max-pooling, then
 two linear layers) comes with the package ``digit-recognizer-py``, the images with

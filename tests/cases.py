@@ -40,6 +40,7 @@ HYPOTHESES: dict[str, tuple[Builder, Builder]] = {
     "ReLU network": (subject, lambda: subject(nn.Sequential(mlp(), nn.Sigmoid()))),
     "globally Lipschitz layers": (subject, lambda: subject(squaring_net())),
     "has weight layers": (subject, bare_subject),
+    "two-layer network": (lambda: subject(mlp(64, 16, 10)), subject),
     "convex loss with a known dual": (subject, lambda: regression_subject(loss=nn.functional.huber_loss)),
 }
 
@@ -55,6 +56,7 @@ THEOREMS: dict[str, Builder] = {
     "SPA001": subject,
     "SPA002": subject,
     "OPT004": lambda: subject(weight_decay=1e-3),
+    "OPT006": lambda: subject(mlp(64, 16, 10), weight_decay=1e-3),
     "STA001": lambda: subject(conv_net()),
     "GEN001": subject,
     "GEN002": subject,

@@ -7,8 +7,11 @@ import builders
 import pytest
 import torch
 
+from theodolite.core.atom import Atom
+from theodolite.core.problem import Problem
+from theodolite.losses import SquaredLoss
 from theodolite.remedies import Remedy
-from theodolite.testing import check_theorem
+from theodolite.testing import check_atom, check_theorem
 from theodolite.theorems.base import Theorem, evaluate
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
@@ -52,3 +55,21 @@ def test_the_remedy():
         assert torch.equal(after, before.bfloat16().float())
     assert outcome.effects["loss_change"].kind == "estimate"
     assert outcome.helped == (outcome.effects["loss_change"].lower <= 0.0)
+
+
+def test_the_atom():
+    atom = example("atom", Atom)
+    check_atom(atom(4), reference=lambda Q: max(0.0, float(torch.linalg.eigvalsh((Q + Q.T) / 2)[-1])))
+    generator = torch.Generator().manual_seed(0)
+    Y = torch.randn(12, 12, generator=generator, dtype=torch.float64)
+    Y = Y + Y.T
+    eigenvalues = torch.linalg.eigvalsh(Y)
+    lam = float(eigenvalues[-3])
+    certificate = Problem(SquaredLoss(Y), atom(12), lam).solve(tol=1e-6).certificate
+    # the optimum thresholds the eigenvalues at lam, as with singular values, and drops the negative ones
+    kept = (eigenvalues - lam).clamp(min=0.0)
+    optimum = float((eigenvalues - kept).square().sum() / 2 + lam * kept.sum())
+    assert certificate.verdict == "closed"
+    assert certificate.units == 2
+    assert certificate.dual_bound <= optimum <= certificate.objective
+    assert Problem(SquaredLoss(-(Y @ Y)), atom(12), 1e-6).solve().certificate.units == 0

@@ -20,7 +20,9 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("seed", range(10))
 def test_best_weights_without_costs_are_nonnegative_least_squares(seed):
     F, y = normal(7, 12, seed=seed), normal(4, 3, seed=seed + 100)
-    c = best_weights(SquaredLoss(y), F, torch.zeros(7, dtype=torch.float64), torch.ones(7, dtype=torch.float64))
+    c = best_weights(
+        SquaredLoss(y), F, torch.zeros(7, dtype=torch.float64), torch.ones(7, dtype=torch.float64)
+    )
     expected, _ = nnls(F.numpy().T, y.reshape(-1).numpy())
     np.testing.assert_allclose(c.numpy(), expected, atol=1e-6)
 

@@ -28,6 +28,8 @@ PLAIN = [
     (r"$\alpha > 0$, \emph{so} 95\,\% -- or ``more''", "α > 0, so 95\\,% – or “more”"),
     (r"price \$5", "price $5"),
     ("no formula", "no formula"),
+    (r"$2\sum_{k<d}\binom{n-1}{k}$", "2 ∑_{k<d}(n − 1 choose k)"),
+    (r"$T = \begin{pmatrix}a & b_1\\ \cdot & -c\end{pmatrix}$", "T = (a, b_1; ·, −c)"),
     (r"$\{x : x \in A\}$", "{x: x ∈ A}"),
     (r"$[x]_+ = \max(x, 0)$", "[x]_+ = max(x, 0)"),
 ]
@@ -54,7 +56,17 @@ def test_every_statement_is_covered(theorem):
 
 
 @pytest.mark.parametrize(
-    "source", [r"\unknown{x}", r"\begin{matrix}a\end{matrix}", r"\frac{1", "x^", "a } b", "x_^2", "a & b"]
+    "source",
+    [
+        r"\unknown{x}",
+        r"\begin{array}a\end{array}",
+        r"\begin{matrix}a",
+        r"\frac{1",
+        "x^",
+        "a } b",
+        "x_^2",
+        "a & b",
+    ],
 )
 def test_what_is_not_covered_is_shown_as_it_stands(source):
     with pytest.raises(tex.UnknownTeXError):
@@ -79,6 +91,21 @@ def test_mathml_structure():
     )
     assert '<mo form="prefix">−</mo>' in tex.to_html("$-x$")
     assert "<mo>−</mo>" in tex.to_html("$y-x$")
+
+
+def test_limits_go_below_and_above_where_there_is_room():
+    page = tex.to_mathml(r"\sum_{i=1}^r x_i", display=True)
+    assert page.startswith('<math display="block">')
+    assert "<munderover><mo>∑</mo><mrow><mi>i</mi><mo>=</mo><mn>1</mn></mrow><mi>r</mi></munderover>" in page
+    assert re.search(
+        r"<munder><mo [^>]*movablelimits[^>]*>max</mo><mi>i</mi></munder>", tex.to_mathml(r"\max_i x")
+    )
+    assert "<mtr><mtd><mrow><mi>a</mi></mrow></mtd></mtr>" in tex.to_mathml(r"\begin{matrix}a\end{matrix}")
+    assert 'linethickness="0"' in tex.to_mathml(r"\binom{n}{k}")
+    with pytest.raises(tex.UnknownTeXError):
+        tex.to_mathml(r"\nonsense")
+    with pytest.raises(tex.UnknownTeXError):
+        tex.to_mathml(r"\begin{tabular}a\end{tabular}")
 
 
 def test_long_formulas_may_break_before_a_relation():

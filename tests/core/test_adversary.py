@@ -1,7 +1,7 @@
 """An independent optimizer, 10,000 restarts a problem, tries to get below the dual bound of every family.
 
-The families' formulas are written out again here, batched over restarts; Adam runs in float32 and the
-best points are evaluated in float64.
+The families' formulas are written out again here, batched over restarts; Adam runs in float32, halves the
+field three times, and the best points are evaluated in float64.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from theodolite.atoms import GatedReLUAtom, LinearNetAtom, MatrixAtom, Quadratic
 from theodolite.core.problem import Problem
 from theodolite.losses import CrossEntropyLoss, HuberLoss, LogisticLoss, Loss, SquaredLoss
 
-RESTARTS, STEPS, UNITS = 10_000, 120, 3
+RESTARTS = 10_000
+STEPS = (15, 15, 15, 120)  # all restarts, the better half of them, a quarter, an eighth
+GATES = 3
 Batched = Callable[[list[Tensor]], tuple[Tensor, Tensor]]
 
 
@@ -68,11 +70,11 @@ def relu_one_output(seed: int) -> tuple[object, list[tuple[int, ...]], Batched]:
 
 
 def gated(seed: int) -> tuple[object, list[tuple[int, ...]], Batched]:
-    X, gates = normal(5, 2, seed=seed), (normal(5, UNITS, seed=seed + 50) > 0).double()
+    X, gates = normal(5, 2, seed=seed), (normal(5, GATES, seed=seed + 50) > 0).double()
 
     def network(p: list[Tensor]) -> tuple[Tensor, Tensor]:
-        W, U = p  # unit r lies behind gate r
-        hidden = torch.einsum("nd,brd,nr->bnr", X.to(W), W, gates.to(W))
+        W, U = p  # two units behind each gate
+        hidden = torch.einsum("nd,brd,nr->bnr", X.to(W), W, gates.repeat(1, 2).to(W))
         return torch.einsum("bnr,brk->bnk", hidden, U), (W.norm(dim=2) * U.norm(dim=2)).sum(1)
 
     return GatedReLUAtom(X, 3, gates), [(2,), (3,)], network
@@ -106,29 +108,36 @@ def loss_of(kind: int, n: int, k: int, seed: int) -> tuple[Loss, Callable[[Tenso
     )
 
 
-def attack(shapes: list[tuple[int, ...]], objective: Callable[[list[Tensor]], Tensor], seed: int) -> float:
+def attack(
+    shapes: list[tuple[int, ...]], units: int, objective: Callable[[list[Tensor]], Tensor], seed: int
+) -> float:
     """Return the lowest objective that Adam reaches from all restarts."""
     scales = 10.0 ** (2.0 * torch.rand(RESTARTS, generator=torch.Generator().manual_seed(seed)) - 1.5)
     params = [
-        (normal(RESTARTS, UNITS, *s, seed=seed + i, dtype=torch.float32) * scales.view(-1, *[1] * (len(s) + 1)))
+        (normal(RESTARTS, units, *s, seed=seed + i, dtype=torch.float32) * scales.view(-1, *[1] * (len(s) + 1)))
         for i, s in enumerate(shapes)
     ]
-    for p in params:
-        p.requires_grad_()
-    optimizer = torch.optim.Adam(params, lr=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        objective(params).sum().backward()
-        optimizer.step()
-        schedule.step()
+    for steps in STEPS:
+        params = [p.detach().requires_grad_() for p in params]
+        optimizer = torch.optim.Adam(params, lr=0.1)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.01)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            objective(params).sum().backward()
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            best = objective(params).topk(len(params[0]) // 2, largest=False).indices
+            params = [p[best] for p in params]
     with torch.no_grad():
-        best = objective(params).topk(100, largest=False).indices
-        return float(objective([p[best].double() for p in params]).min())
+        return float(objective([p.double() for p in params]).min())
 
 
-@pytest.mark.parametrize("family", [matrix, columns, linear_net, relu, relu_one_output, gated, quadratic])
-def test_no_restart_gets_below_the_dual_bound(family):
+@pytest.mark.parametrize(
+    ("family", "units"),
+    [(matrix, 3), (columns, 3), (linear_net, 3), (relu, 6), (relu_one_output, 6), (gated, 6), (quadratic, 3)],
+)
+def test_no_restart_gets_below_the_dual_bound(family, units):
     for seed in range(10):
         atom, shapes, network = family(seed)
         n, k = atom.shape
@@ -140,7 +149,7 @@ def test_no_restart_gets_below_the_dual_bound(family):
             Z, theta = network(p)
             return batched(Z) + lam * theta
 
-        lowest = attack(shapes, objective, 100 * seed)
+        lowest = attack(shapes, units, objective, 100 * seed)
         assert lowest >= certificate.dual_bound, (family.__name__, seed)
         # an attack that does not come near could not refute a bound that is too high
         assert lowest <= certificate.objective * 1.02, (family.__name__, seed)

@@ -31,6 +31,7 @@ DEPENDS = {
 # ... or a random draw meets the units in another order, which small networks need not show
 RANDOM = {
     ("OPT005", "permutation"): "Lanczos starts from a random vector",
+    ("OPT006", "permutation"): "the polar's search starts from random units beside the network's own",
     ("LAN001", "permutation"): "Lanczos starts from a random vector",
     ("SPA001", "permutation"): "of a large layer's filters a random part is compared",
 }

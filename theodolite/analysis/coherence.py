@@ -75,7 +75,7 @@ def filter_coherence(
 
     Parameters
     ----------
-    weight : Tensor, shape (filters, channels, *kernel)
+    weight : Tensor, shape (filters, channels, ...)
         As in a convolution; (filters, inputs) for a linear layer, which has no shifts.
     stride, dilation : sequence of int
         One number an axis of the kernel.

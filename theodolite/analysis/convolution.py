@@ -79,7 +79,7 @@ class Convolution:
 
     Attributes
     ----------
-    weight : Tensor, shape (out, in / groups, *kernel), float64, on the CPU
+    weight : Tensor, shape (out, in / groups, ...), float64, on the CPU
     size : tuple of int
         Spatial size of the input.
     stride, dilation : tuple of int

@@ -124,7 +124,7 @@ def measure(
     x : Tensor, shape (n, ...)
         Inputs.
     action : Action
-        From :func:`translation_action`.
+        From :func:`theodolite.analysis.translation_action.translation_action`.
     shifts : list of tuple of int, optional
         Pixels along each axis; the action's default if None.
     cost : Cost, optional

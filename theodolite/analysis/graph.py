@@ -202,7 +202,7 @@ class Graph:
         ----------
         x : Tensor, shape (n, ...)
             The input; any batch size unless the module fixed it.
-        handlers : mapping from op to function(node, *args, **kwargs), optional
+        handlers : mapping from op to function(node, ...), optional
             Replaces operations by name (a max-pool by a sum over its window, say).  Where the
             graph reads by-products too (the places of the maxima), it returns all results.
         overrides : mapping from parameter or buffer name to Tensor, optional

@@ -40,7 +40,7 @@ class Blocks:
     count : int
         How many.
     parts : frozenset of (str, int)
-        Parameters that they depend on, each split evenly among them along an axis, or :data:`WHOLE`.
+        Parameters that they depend on, each split evenly among them along an axis, or ``WHOLE``.
     obstacle : str
         Why there is only one, as a sentence; "" when there are more, or when it is not known.
     unknown : str

@@ -8,12 +8,12 @@ from theodolite.auditing import references, tex
 from theodolite.auditing.text import WIDTH, wrap
 from theodolite.theorems.base import Theorem
 
-_COSTS = {
+COSTS = {
     "fast": "fast",
     "slow": "slow (leave it out with --skip)",
     "training": "trains networks (runs only when asked for with --only)",
 }
-_CHANGES = {
+CHANGES = {
     "rescaling": "rescaling hidden units",
     "permutation": "permuting hidden units",
     "dead units": "adding units that feed nothing",
@@ -40,9 +40,9 @@ def explanation(theorem: type[Theorem]) -> str:
         how = "checked" if hypothesis.check is not None else "your word"
         about = "; false means refuted" if hypothesis.about else ""
         lines += _indented(f"- {hypothesis.statement} ({how}{about})", 2)
-    lines += ["", f"COST   {_COSTS[theorem.cost]}"]
+    lines += ["", f"COST   {COSTS[theorem.cost]}"]
     if theorem.invariant:
-        changes = ", ".join(words for change, words in _CHANGES.items() if change in theorem.invariant)
+        changes = ", ".join(words for change, words in CHANGES.items() if change in theorem.invariant)
         lines += wrap(f"SAME   after {changes}", WIDTH, 7)
     lines += ["", "SOURCE"]
     for reference in references.resolve(theorem.reference):

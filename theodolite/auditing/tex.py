@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
 
 _TOKEN = re.compile(r"\\[a-zA-Z]+\*?|\\.|\d+(?:\.\d+)?|\s+|.", re.DOTALL)
 
@@ -27,85 +26,26 @@ _IDENTIFIERS = {
         name: unicodedata.lookup(f"GREEK CAPITAL LETTER {name.upper().replace('LAMBDA', 'LAMDA')}")
         for name in "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega".split()
     },
-    **{
-        "epsilon": "ϵ",
-        "varepsilon": "ε",
-        "phi": "ϕ",
-        "varphi": "φ",
-        "vartheta": "ϑ",
-        "varrho": "ϱ",
-        "ell": "ℓ",
-    },
+    **{"epsilon": "ϵ", "varepsilon": "ε", "phi": "ϕ", "varphi": "φ", "vartheta": "ϑ", "varrho": "ϱ"},
+    **{"ell": "ℓ"},
     **{"infty": "∞", "partial": "∂", "nabla": "∇", "emptyset": "∅", "varnothing": "∅", "hbar": "ℏ"},
-    **{
-        "dots": "…",
-        "ldots": "…",
-        "cdots": "⋯",
-        "vdots": "⋮",
-        "top": "⊤",
-        "bot": "⊥",
-        "Re": "ℜ",
-        "Im": "ℑ",
-        "prime": "′",
-    },
+    **{"dots": "…", "ldots": "…", "cdots": "⋯", "vdots": "⋮", "top": "⊤", "bot": "⊥"},
+    **{"Re": "ℜ", "Im": "ℑ", "prime": "′"},
 }
 _OPERATORS = {
-    **{"le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥", "geq": "≥", "geqslant": "≥", "ne": "≠", "neq": "≠"},
-    **{"approx": "≈", "sim": "∼", "simeq": "≃", "equiv": "≡", "propto": "∝", "ll": "≪", "gg": "≫", "in": "∈"},
-    **{"notin": "∉", "subset": "⊂", "subseteq": "⊆", "cup": "∪", "cap": "∩", "setminus": "∖", "to": "→"},
-    **{"rightarrow": "→", "leftarrow": "←", "mapsto": "↦", "Rightarrow": "⇒", "implies": "⇒", "iff": "⇔"},
-    **{"Leftrightarrow": "⇔", "times": "×", "cdot": "·", "circ": "∘", "pm": "±", "mp": "∓", "otimes": "⊗"},
-    **{
-        "oplus": "⊕",
-        "odot": "⊙",
-        "ast": "∗",
-        "star": "⋆",
-        "forall": "∀",
-        "exists": "∃",
-        "wedge": "∧",
-        "vee": "∨",
-    },
-    **{
-        "mid": "|",
-        "colon": ":",
-        "perp": "⊥",
-        "succeq": "⪰",
-        "preceq": "⪯",
-        "succ": "≻",
-        "prec": "≺",
-        "neg": "¬",
-    },
-    **{
-        "sum": "∑",
-        "prod": "∏",
-        "int": "∫",
-        "bigcup": "⋃",
-        "bigcap": "⋂",
-        "gtrsim": "≳",
-        "lesssim": "≲",
-        "asymp": "≍",
-    },
-    **{
-        "lvert": "|",
-        "rvert": "|",
-        "vert": "|",
-        "lVert": "‖",
-        "rVert": "‖",
-        "Vert": "‖",
-        "|": "‖",
-        "langle": "⟨",
-    },
-    **{
-        "rangle": "⟩",
-        "lfloor": "⌊",
-        "rfloor": "⌋",
-        "lceil": "⌈",
-        "rceil": "⌉",
-        "{": "{",
-        "}": "}",
-        "backslash": "\\",
-    },
-    **{"lbrace": "{", "rbrace": "}", "#": "#", "%": "%", "&": "&", "_": "_", "$": "$", "not": "̸"},
+    **{"le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥", "geq": "≥", "geqslant": "≥", "ne": "≠"},
+    **{"neq": "≠", "approx": "≈", "sim": "∼", "simeq": "≃", "equiv": "≡", "propto": "∝", "ll": "≪"},
+    **{"gg": "≫", "in": "∈", "notin": "∉", "subset": "⊂", "subseteq": "⊆", "cup": "∪", "cap": "∩"},
+    **{"setminus": "∖", "to": "→", "rightarrow": "→", "leftarrow": "←", "mapsto": "↦", "Rightarrow": "⇒"},
+    **{"implies": "⇒", "iff": "⇔", "Leftrightarrow": "⇔", "times": "×", "cdot": "·", "circ": "∘"},
+    **{"pm": "±", "mp": "∓", "otimes": "⊗", "oplus": "⊕", "odot": "⊙", "ast": "∗", "star": "⋆"},
+    **{"forall": "∀", "exists": "∃", "wedge": "∧", "vee": "∨", "mid": "|", "colon": ":", "perp": "⊥"},
+    **{"succeq": "⪰", "preceq": "⪯", "succ": "≻", "prec": "≺", "neg": "¬", "sum": "∑", "prod": "∏"},
+    **{"int": "∫", "bigcup": "⋃", "bigcap": "⋂", "gtrsim": "≳", "lesssim": "≲", "asymp": "≍"},
+    **{"lvert": "|", "rvert": "|", "vert": "|", "lVert": "‖", "rVert": "‖", "Vert": "‖", "|": "‖"},
+    **{"langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉", "{": "{"},
+    **{"}": "}", "backslash": "\\", "lbrace": "{", "rbrace": "}", "#": "#", "%": "%", "&": "&", "_": "_"},
+    **{"$": "$", "not": "̸"},
 }
 _FENCES = frozenset("( ) [ ] { } | ‖ ⟨ ⟩ ⌊ ⌋ ⌈ ⌉".split())
 _CLOSING = frozenset(") ] } ⟩ ⌋ ⌉ | ‖ ⊤ ′ ! %".split())
@@ -115,24 +55,23 @@ _FUNCTIONS = frozenset(
     "max min sup inf lim limsup liminf log ln exp sin cos tan tanh cosh sinh det dim ker rank arg argmax argmin "
     "deg gcd Pr trace diag sign median".split()
 )
+_LIMITS = frozenset("∑ ∏ ⋃ ⋂ max min sup inf lim".split())
+_NAMED = 'movablelimits="true" lspace="0" rspace="0"'
+_MATRICES = {"matrix": ("", ""), "pmatrix": ("(", ")"), "bmatrix": ("[", "]"), "cases": ("{", "")}
 _ACCENTS = {
-    **{
-        "hat": "^",
-        "widehat": "^",
-        "bar": "¯",
-        "overline": "¯",
-        "tilde": "~",
-        "widetilde": "~",
-        "dot": "˙",
-        "vec": "→",
-    },
+    **{"hat": "^", "widehat": "^", "bar": "¯", "overline": "¯", "tilde": "~", "widetilde": "~"},
+    **{"dot": "˙", "vec": "→"},
 }
 _COMBINING = {"^": "̂", "¯": "̄", "~": "̃", "˙": "̇", "→": "⃗"}
 _SPACES = {",": 0.17, ":": 0.22, ";": 0.28, "!": 0.0, " ": 0.33, "quad": 1.0, "qquad": 2.0, "enspace": 0.5}
 _IGNORED = frozenset(
-    "displaystyle textstyle scriptstyle limits nolimits big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr "
-    "left right middle nonumber rm bf it".split()
+    "displaystyle textstyle scriptstyle limits nolimits left right middle nonumber rm bf it".split()
 )
+_SIZES = {
+    name + side: 1.2 + 0.5 * i
+    for i, name in enumerate(("big", "Big", "bigg", "Bigg"))
+    for side in ("", *"lmr")
+}
 _TEXTS = frozenset(
     "text textrm textit textup mbox mathrm mathop operatorname operatorname* mathsf textsf texttt mathtt".split()
 )
@@ -162,9 +101,9 @@ class UnknownTeXError(ValueError):
 
 @dataclass(frozen=True)
 class _Node:
-    """``kind`` is one of row, mi, mn, mo, name, text, space, frac, sqrt, over, script."""
+    """Of a kind that `_mathml` and `_plain` know."""
 
-    kind: Literal["row", "mi", "mn", "mo", "name", "text", "space", "frac", "sqrt", "over", "script"]
+    kind: str
     text: str = ""
     parts: tuple[_Node | None, ...] = ()
 
@@ -221,6 +160,23 @@ class _Parser:
             raise UnknownTeXError("an argument is missing")
         return found
 
+    def table(self, name: str) -> _Node:
+        r"""Return the rows of an environment, cells apart at & and rows at \\."""
+        if name not in _MATRICES:
+            raise UnknownTeXError(f"\\begin{{{name}}}")
+        rows: list[list[_Node | None]] = [[]]
+        while True:
+            cell: list[_Node | None] = []
+            while self.peek() not in ("&", "\\\\", "\\end"):
+                cell.append(self.scripted())
+            rows[-1].append(_Node("row", parts=tuple(part for part in cell if part is not None)))
+            mark = self.take()
+            if mark == "\\\\":
+                rows.append([])
+            elif mark == "\\end":
+                self.words()
+                return _Node("table", name, tuple(_Node("cells", parts=tuple(row)) for row in rows))
+
     def words(self) -> str:
         """Return an argument as it stands, spaces kept."""
         first = self.take()
@@ -262,6 +218,8 @@ class _Parser:
             return _Node("space", str(_SPACES[name]))
         if name in _FUNCTIONS:
             return _Node("name", {"argmax": "arg max", "argmin": "arg min"}.get(name, name))
+        if name in _SIZES:
+            return _Node("big", f"{_SIZES[name]:.1f}em", (self.argument(),))
         if name in _IGNORED:
             if name in ("left", "right") and self.peek() == ".":
                 self.take()
@@ -270,6 +228,10 @@ class _Parser:
             return _Node("name" if name.startswith(("math", "operator")) else "text", self.words())
         if name in ("frac", "tfrac", "dfrac"):
             return _Node("frac", parts=(self.argument(), self.argument()))
+        if name == "begin":
+            return self.table(self.words())
+        if name == "binom":
+            return _Node("binom", parts=(self.argument(), self.argument()))
         if name == "sqrt":
             return _Node("sqrt", parts=(self.argument(),))
         if name in _ACCENTS:
@@ -310,18 +272,31 @@ def _mathml(node: _Node | None) -> str:
         return f"<mtext>{text.replace(' ', chr(160))}</mtext>"
     if node.kind == "space":
         return f'<mspace width="{node.text}em"></mspace>'
+    if node.kind == "big":
+        return f'<mo minsize="{node.text}" maxsize="{node.text}" lspace="0" rspace="0">{escape(_head(node).text)}</mo>'
     if node.kind == "frac":
         return f"<mfrac>{inner}</mfrac>"
+    if node.kind == "cells":
+        return "<mtr>{}</mtr>".format("".join(f"<mtd>{_mathml(part)}</mtd>" for part in node.parts))
+    if node.kind == "table":
+        left, right = (f"<mo>{escape(fence)}</mo>" if fence else "" for fence in _MATRICES[node.text])
+        return f"<mrow>{left}<mtable>{inner}</mtable>{right}</mrow>"
+    if node.kind == "binom":
+        return f'<mrow><mo>(</mo><mfrac linethickness="0">{inner}</mfrac><mo>)</mo></mrow>'
     if node.kind == "sqrt":
         return f"<msqrt>{inner}</msqrt>"
     if node.kind == "over":
         return f'<mover accent="true">{inner}<mo stretchy="false">{text}</mo></mover>'
     if node.kind == "script":
         base, lower, upper = node.parts
+        first, tags = _mathml(base), ("msub", "msup", "msubsup")
+        if base is not None and base.text in _LIMITS:  # below and above, in a formula on a line of its own
+            tags = ("munder", "mover", "munderover")
+            first = first.replace('<mi mathvariant="normal">', f"<mo {_NAMED}>").replace("</mi>", "</mo>")
         if lower is None or upper is None:
-            tag, only = ("msub", lower) if upper is None else ("msup", upper)
-            return f"<{tag}>{_mathml(base)}{_mathml(only)}</{tag}>"
-        return f"<msubsup>{_mathml(base)}{_mathml(lower)}{_mathml(upper)}</msubsup>"
+            tag, only = (tags[0], lower) if upper is None else (tags[1], upper)
+            return f"<{tag}>{first}{_mathml(only)}</{tag}>"
+        return f"<{tags[2]}>{first}{_mathml(lower)}{_mathml(upper)}</{tags[2]}>"
     return f"<{node.kind}>{text}</{node.kind}>"
 
 
@@ -362,8 +337,8 @@ def _breakable(formula: _Node) -> str:
 
 
 def _head(node: _Node | None) -> _Node:
-    """Return the base of a scripted node, and any other node itself."""
-    while node is not None and node.kind == "script":
+    """Return the base of a scripted or enlarged node, and any other node itself."""
+    while node is not None and node.kind in ("script", "big"):
         node = node.parts[0]
     return node or _Node("row")
 
@@ -382,6 +357,14 @@ def _plain(node: _Node | None) -> str:
         above, below = map(_plain, node.parts)
         above = f"({above})" if " " in above else above
         return f"{above}/{below}" if len(below) == 1 or below.isdigit() else f"{above}/({below})"
+    if node.kind == "big":
+        return _plain(node.parts[0])
+    if node.kind == "cells":
+        return ", ".join(map(_plain, node.parts))
+    if node.kind == "table":
+        return "; ".join(map(_plain, node.parts)).join(_MATRICES[node.text])
+    if node.kind == "binom":
+        return "({} choose {})".format(*map(_plain, node.parts))
     if node.kind == "sqrt":
         return f"√{_grouped(node.parts[0])}"
     if node.kind == "over":
@@ -456,6 +439,25 @@ def _prose(text: str) -> str:
     return re.sub(r"\\([%&#_$ ])", r"\1", text)
 
 
+def to_mathml(formula: str, display: bool = False) -> str:
+    """Return one formula, without dollar signs, as MathML.
+
+    Parameters
+    ----------
+    formula : str
+        LaTeX.
+    display : bool
+        Whether it stands on a line of its own, where limits go below and above.
+
+    Raises
+    ------
+    UnknownTeXError
+        If it uses a command that is not covered.
+    """
+    node = parse(formula)
+    return f'<math display="block">{_mathml(node)}</math>' if display else _breakable(node)
+
+
 def to_html(statement: str) -> str:
     """Return a statement as HTML, its formulas in MathML.
 
@@ -472,7 +474,7 @@ def to_html(statement: str) -> str:
 
     def formula(source: str) -> str:
         try:
-            return _breakable(parse(source))
+            return to_mathml(source)
         except UnknownTeXError:
             return f'<code class="tex">{escape(source)}</code>'
 

@@ -52,7 +52,7 @@ class BiasedLoss(Loss):
         """Return zero predictions."""
         return self.loss.zeros()
 
-    def to(self, device: torch.device | str) -> BiasedLoss:  # type: ignore[override]
+    def to(self, device: torch.device | str) -> BiasedLoss:
         """Return the same loss with its targets on a device."""
         return BiasedLoss(self.loss.to(device), self.decay)
 
@@ -85,7 +85,9 @@ class BiasedLoss(Loss):
                     return b
             tried = b - torch.linalg.solve(hessian, gradient)
             slope = self._slope(Z, tried)
-            if float(slope.norm()) <= 0.2 * float(gradient.norm()):  # an older Hessian serves as long as it helps
+            if float(slope.norm()) <= 0.2 * float(
+                gradient.norm()
+            ):  # an older Hessian serves as long as it helps
                 b, gradient = tried, slope
                 continue
             hessian, value = self._curvature(Z + b), self.at(Z, b)

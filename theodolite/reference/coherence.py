@@ -23,7 +23,7 @@ def convolution_dictionary(
 
     Parameters
     ----------
-    weight : Tensor, shape (filters, channels, *kernel)
+    weight : Tensor, shape (filters, channels, ...)
         As in a convolution.
     stride, dilation : sequence of int
         One number an axis.

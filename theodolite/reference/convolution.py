@@ -34,11 +34,11 @@ def matrix(
     groups: int = 1,
     mode: str = "zeros",
 ) -> NDArray[np.float64]:
-    """Return the matrix of a convolution without bias, rows and columns in (channel, *place) order.
+    """Return the matrix of a convolution without bias, rows and columns in (channel, place) order.
 
     Parameters
     ----------
-    weight : array, shape (out, in / groups, *kernel)
+    weight : array, shape (out, in / groups, ...)
     size : sequence of int
         Spatial size of the input.
     stride, padding, dilation : sequence of int

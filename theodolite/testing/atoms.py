@@ -211,7 +211,7 @@ class _Check:
                 torch.autograd.gradcheck(
                     lambda *parts, f=function: f(whole(parts)), leaves, atol=1e-6, rtol=1e-4
                 )
-            except (torch.autograd.gradcheck.GradcheckError, RuntimeError) as error:
+            except RuntimeError as error:  # GradcheckError is one
                 first = str(error).strip().splitlines()[0]
                 raise AssertionError(
                     f"{self.name}: the gradient of {name} differs from differences ({first})"
@@ -349,7 +349,7 @@ class _Check:
         lam = 0.2 * max(atom.polar(dense).low, 1e-3)
         problem = Problem(loss, atom, lam)
         points = [atom.init(0), self.params(1), self.params(4)]
-        points.append(problem.solve(tol=1e-6, max_rounds=4, seed=self.number()).params)
+        points.append(problem.solve(tol=1e-3, max_rounds=3, seed=self.number()).params)
         certificates = [problem.certify(p, seed=self.number()) for p in points]
         certificates.append(problem.certify(points[-1], budget=0.0))
         objective = min(problem.objective(p) for p in points)

@@ -15,6 +15,7 @@ from theodolite.theorems.information.cross_entropy import CrossEntropy
 from theodolite.theorems.landscape.hessian_top import HessianTop
 from theodolite.theorems.optimality.head_certificate import HeadCertificate
 from theodolite.theorems.optimality.homogeneity import PositiveHomogeneity
+from theodolite.theorems.optimality.network_certificate import NetworkCertificate
 from theodolite.theorems.optimality.parallel_subnetworks import ParallelSubnetworks
 from theodolite.theorems.optimality.regularizer_degree import RegularizerDegree
 from theodolite.theorems.optimality.stationarity import Stationarity
@@ -28,6 +29,7 @@ ALL: list[type[Theorem]] = [
     RegularizerDegree,
     HeadCertificate,
     Stationarity,
+    NetworkCertificate,
     Balancedness,
     TranslationEquivariance,
     HeldOutBound,

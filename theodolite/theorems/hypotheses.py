@@ -122,6 +122,14 @@ def _homogeneous(subject: Subject) -> Verdict:
     return by_number(result.probe_error, result.tolerance, witness=result.degree, reason=result.reason)
 
 
+def _known_dual(subject: Subject) -> Verdict:
+    known = subject.loss_name in ("cross_entropy", "mse")
+    reason = (
+        "" if known else f"the dual of the loss {subject.loss_name} is not known; use cross_entropy or mse"
+    )
+    return by_structure(known, witness=subject.loss_name, reason=reason)
+
+
 REAL_INPUT = Hypothesis("real input", "the inputs are real vectors", _real_input)
 CLASSIFICATION = Hypothesis("classification", "cross-entropy loss with at least two classes", _classification)
 TEST_SPLIT = Hypothesis("test split", "data apart from the training data were given", _test_split)
@@ -142,4 +150,7 @@ HOMOGENEOUS_PARAMETERS = Hypothesis(
     "positively homogeneous in the parameters",
     "f(a w) = a^p f(w) for every a > 0, one p for all parameters",
     _homogeneous,
+)
+KNOWN_DUAL = Hypothesis(
+    "convex loss with a known dual", "the loss is cross-entropy or mean squared error", _known_dual
 )

@@ -7,7 +7,7 @@ import time
 from theodolite.analysis.head import NoHead, find_head
 from theodolite.theorems.base import Finding, Hypothesis, Theorem, Verdict, by_structure
 from theodolite.theorems.head_problem import HeadFeatures, certified_problem
-from theodolite.theorems.hypotheses import WEIGHT_DECAY, require_graph
+from theodolite.theorems.hypotheses import KNOWN_DUAL, WEIGHT_DECAY, require_graph
 from theodolite.theorems.subject import Subject
 from theodolite.value import Value, relative_gap
 
@@ -30,21 +30,10 @@ def _linear_head(subject: Subject) -> Verdict:
     return by_structure(trained, witness=head.weight, reason=reason)
 
 
-def _known_dual(subject: Subject) -> Verdict:
-    known = subject.loss_name in ("cross_entropy", "mse")
-    reason = (
-        "" if known else f"the dual of the loss {subject.loss_name} is not known; use cross_entropy or mse"
-    )
-    return by_structure(known, witness=subject.loss_name, reason=reason)
-
-
 LINEAR_HEAD = Hypothesis(
     "linear last layer",
     "the output is a trained linear layer whose weight is used nowhere else",
     _linear_head,
-)
-KNOWN_DUAL = Hypothesis(
-    "convex loss with a known dual", "the loss is cross-entropy or mean squared error", _known_dual
 )
 
 

@@ -1,0 +1,13 @@
+"""One family of subnetworks a file: phi, theta and the polar that belongs to them."""
+
+from theodolite.atoms.gated import GatedReLUAtom
+from theodolite.atoms.linear_net import LinearNetAtom
+from theodolite.atoms.matrix import MatrixAtom
+from theodolite.atoms.quadratic import QuadraticAtom
+from theodolite.atoms.relu import ReLUAtom
+from theodolite.core.atom import Atom
+
+# every family: the documentation's pages and the tests' cases follow this list
+ALL: list[type[Atom]] = [MatrixAtom, LinearNetAtom, ReLUAtom, GatedReLUAtom, QuadraticAtom]
+
+__all__ = ["ALL", "GatedReLUAtom", "LinearNetAtom", "MatrixAtom", "QuadraticAtom", "ReLUAtom"]

@@ -1,0 +1,392 @@
+r"""Matrix factorization: phi(u, v) = u v^T, with a product of norms as regularizer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from theodolite.atoms.matrix_descent import descend
+from theodolite.atoms.matrix_norms import DUAL, ORDERS, Groups, Weight, norms
+from theodolite.core.atom import Atom
+from theodolite.core.params import Params, count, select
+from theodolite.linalg.lanczos import PAD, UP, gamma
+from theodolite.linalg.pattern import Pattern
+from theodolite.linalg.spectral import sigma_max
+from theodolite.linalg.subspace import Product, leading_triplets
+from theodolite.losses.base import Support
+from theodolite.value import Value
+
+if TYPE_CHECKING:
+    from theodolite.core.problem import Problem
+
+_WITNESSES = 10
+_SMALL = 256  # up to this min(n, m) a full SVD costs less than a search
+_DENSE = 4e6  # a sparse matrix with more entries than this is not made dense,
+_DENSE_AT_LAST = 1.7e7  # unless nothing else proves enough, and then not beyond this
+
+
+class MatrixAtom(Atom):
+    r"""Rank-one matrices :math:`uv^\top` with :math:`\theta = \|D_uu\|_a\|D_vv\|_b`, degree 2.
+
+    Its gauge is the nuclear norm for (l2, l2), and :math:`\sum_j\|Z_{:j}\|_a` for b = l1.  The polars
+    are exact: the largest singular value of Q for (l2, l2), the largest dual norm of a column for
+    b = l1, of a row for a = l1; weights replace Q by :math:`D_u^{-\top}QD_v^{-1}`.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape (n, m) of the predictions.
+    norms : tuple of str
+        Norms of u and v: "l1", "l2" or "linf"; both "l2", or at least one "l1".
+    weights : tuple of (Tensor or None)
+        Weights D_u, D_v: a diagonal of shape (n,), or a matrix of shape (n, n), invertible.  A matrix
+        makes sparse residuals dense.
+
+    Raises
+    ------
+    ValueError
+        If the shape, a norm or a weight is not one of these, or the polar is NP-hard.
+
+    Notes
+    -----
+    Params are (U, V) of shapes (r, n) and (r, m).
+
+    References
+    ----------
+    Haeffele and Vidal, arXiv 1506.07540; Steinberg, Computation of matrix norms with applications to
+    robust optimization, Technion 2005 (NP-hardness of the other pairs).
+
+    Examples
+    --------
+    >>> import torch
+    >>> polar = MatrixAtom((2, 2)).polar(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    >>> round(polar.high, 6)
+    3.0
+    """
+
+    degree = 2
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        norms: tuple[str, str] = ("l2", "l2"),
+        weights: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> None:
+        if len(shape) != 2 or any(not isinstance(s, int) or s < 1 for s in shape):
+            raise ValueError(f"shape: expected two integers >= 1, got {tuple(shape)}")
+        if len(norms) != 2 or any(norm not in ORDERS for norm in norms):
+            raise ValueError(f"norms: expected two of {', '.join(ORDERS)}, got {norms!r}")
+        if tuple(norms) != ("l2", "l2") and "l1" not in norms:
+            raise ValueError(
+                f"norms: expected (l2, l2) or a pair with l1, got {norms!r}; the polar of this pair, a maximum "
+                "over sign vectors, is NP-hard"
+            )
+        self.shape = (shape[0], shape[1])
+        self.norms = (norms[0], norms[1])
+        self.left = Weight(weights[0], shape[0], "weights[0]")
+        self.right = Weight(weights[1], shape[1], "weights[1]")
+        # a product and a sum over at most min(n, m) useful subnetworks
+        self.depth = min(shape) + 2
+        self._anchor = torch.zeros(0, dtype=torch.float64)
+        self._pattern: tuple[Support, Pattern] | None = None
+
+    @property
+    def spectral(self) -> bool:
+        """Whether the norms are (l2, l2), so that singular values decide."""
+        return self.norms == ("l2", "l2")
+
+    def init(self, r: int, seed: int = 0) -> Params:
+        """Return r random pairs with theta = 1."""
+        generator = torch.Generator().manual_seed(seed)
+        draws = (torch.randn(r, size, dtype=torch.float64, generator=generator) for size in self.shape)
+        return self.normalized(tuple(x.to(self._anchor.device) for x in draws))
+
+    def normalized(self, params: Params) -> Params:
+        """Return the pairs scaled to ||D_u u|| = ||D_v v|| = 1."""
+        U, V = params
+        return (
+            U / norms(self.left.apply(U), self.norms[0])[:, None],
+            V / norms(self.right.apply(V), self.norms[1])[:, None],
+        )
+
+    def phi(self, params: Params, X: Tensor | None = None) -> Tensor:
+        """Return U^T V, shape (n, m); there are no inputs."""
+        if X is not None:
+            raise ValueError("X: expected None, a matrix factorization has no inputs")
+        return params[0].T @ params[1]
+
+    def theta(self, params: Params) -> Tensor:
+        """Return ||D_u u|| ||D_v v||."""
+        first, second = self._lengths(params)
+        return first * second
+
+    def penalty(self, params: Params) -> Tensor:
+        """Return (||D_u u||^2 + ||D_v v||^2) / 2, equal to theta where both are equally long."""
+        first, second = self._lengths(params)
+        return 0.5 * (first.square() + second.square())
+
+    def _lengths(self, params: Params) -> tuple[Tensor, Tensor]:
+        return norms(self.left.apply(params[0]), self.norms[0]), norms(
+            self.right.apply(params[1]), self.norms[1]
+        )
+
+    def predict(self, params: Params, support: Support | None = None) -> Tensor:
+        """Return the predictions; on a support without forming the others."""
+        if support is None:
+            return self.phi(params)
+        return self.pattern(support).outer(params[0].T, params[1].T)
+
+    def pattern(self, support: Support) -> Pattern:
+        """Return the support's products, sorted once."""
+        if self._pattern is None or self._pattern[0] is not support:
+            self._pattern = support, Pattern(support.rows, support.cols, self.shape)
+        return self._pattern[1]
+
+    def each(self, params: Params, support: Support | None = None) -> Tensor:
+        """Return the predictions of each pair, flattened, shape (r, size)."""
+        U, V = params
+        if support is None:
+            return (U[:, :, None] * V[:, None, :]).flatten(1)
+        return U[:, support.rows] * V[:, support.cols]
+
+    def row_bounds(self, support: Support | None = None) -> Tensor:
+        """Return |u_i| ||v||_2 at most, or |u_i| |v_j| on a support."""
+        rows = self.left.entry_bounds(self.norms[0])
+        if support is None:
+            return rows * self.right.length_bound(self.norms[1])
+        cols = self.right.entry_bounds(self.norms[1])
+        return rows[support.rows] * cols[support.cols]
+
+    def merge(self, params: Params) -> Params:
+        """Return fewer pairs with the same sum and no larger theta.
+
+        For (l2, l2) the singular value decomposition of the sum; for b = l1 its columns, for a = l1 its
+        rows, where fewer of them are nonzero than there are pairs.
+        """
+        if not count(params):
+            return params
+        U, V = self.left.apply(params[0]), self.right.apply(params[1])
+        if self.spectral:
+            (P, A), (Q, B) = torch.linalg.qr(U.T), torch.linalg.qr(V.T)
+            left, s, right = torch.linalg.svd(A @ B.T)
+            kept = s > 1e-15 * s[:1].sum()
+            root = s[kept].sqrt()[:, None]
+            merged = (P @ left)[:, : len(s)].T[kept] * root, (right @ Q.T)[: len(s)][kept] * root
+        else:
+            one_hot, other = (V, U) if self.norms[1] == "l1" else (U, V)
+            used = (one_hot != 0.0).any(0).nonzero()[:, 0]
+            if len(used) >= count(params):
+                return params
+            spread = one_hot[:, used].T @ other
+            basis = torch.zeros(len(used), one_hot.shape[1], dtype=one_hot.dtype, device=one_hot.device)
+            basis[torch.arange(len(used)), used] = 1.0
+            merged = (spread, basis) if self.norms[1] == "l1" else (basis, spread)
+        return self.left.solve(merged[0]), self.right.solve(merged[1])
+
+    def polar(
+        self,
+        Q: Tensor,
+        *,
+        target: float | None = None,
+        budget: float | None = None,
+        starts: Params | None = None,
+        seed: int = 0,
+        delta: float = 1e-9,
+    ) -> Value:
+        """Return both ends of the polar (see :meth:`Atom.polar`).
+
+        Upper end: that of :func:`theodolite.linalg.spectral.sigma_max`, or a dual norm computed with
+        relative error gamma; enlarged by the rounding of :math:`Q'` and by 1/(1 - defect) for
+        weights that are matrices.  Lower end: the witness, re-evaluated with its rounding taken off.
+        """
+        if tuple(Q.shape) != self.shape:
+            raise ValueError(f"Q: expected shape {self.shape}, got {tuple(Q.shape)}")
+        stop = math.inf if budget is None else time.monotonic() + budget
+        Q = (Q.coalesce() if Q.is_sparse else Q).detach().double()
+        entries = Q.values() if Q.is_sparse else Q
+        if not bool(torch.isfinite(entries).all()):
+            raise ValueError(f"Q: expected finite entries, got {entries[~torch.isfinite(entries)][0].item()}")
+        if not bool(entries.any()):
+            return Value.bound(0.0, 0.0, witness=self.init(1, seed), note="Q is zero")
+        exponent = math.frexp(float(entries.abs().max()))[1]
+        Q = _scaled(Q, -exponent)  # exact: no square of an entry overflows, or underflows where it matters
+        target = None if target is None else _scaled(target, -exponent)
+        T, error = self._transformed(Q)
+        upper, confidence, candidates, note = math.inf, 1.0, None, "largest dual norm of a column or row"
+        if self.spectral:
+            upper, candidates, note = _free_bound(T), _heavy_column(T), "norms of Q"
+            if time.monotonic() < stop and (target is None or upper + error > target):
+                basis, found = self._search(T, starts, seed)
+                candidates = found
+                if time.monotonic() < stop:
+                    proved = _prove(T, basis, delta, seed, (target or math.inf) - error)
+                    upper, confidence, note = proved.high, proved.confidence, proved.note
+        else:
+            upper, candidates = self._dual_norms(T)
+        scale = 1.0 / ((1.0 - self.left.defect) * (1.0 - self.right.defect))
+        upper = (upper + error) * (scale * UP if scale > 1.0 or error > 0.0 else 1.0)
+        witness, lower = self._attained(Q, candidates, target)
+        upper = math.nextafter(_scaled(upper, exponent), math.inf)
+        lower = min(math.nextafter(_scaled(lower, exponent), 0.0), upper)
+        return Value.bound(lower, upper, confidence=confidence, witness=witness, note=note)
+
+    def _transformed(self, Q: Tensor) -> tuple[Tensor, float]:
+        """Return M_u^T Q M_v as computed, and a bound of its rounding error in the polar."""
+        if self.left.D is None and self.right.D is None:
+            return Q, 0.0
+        if self.left.diagonal and self.right.diagonal:
+            if Q.is_sparse:
+                (i, j), x = Q.indices(), Q.values()
+                for weight, index in ((self.left, i), (self.right, j)):
+                    x = x if weight.inverse is None else x * weight.inverse[index]
+                T = torch.sparse_coo_tensor(
+                    Q.indices(), x, Q.shape, check_invariants=False, is_coalesced=True
+                )
+            else:
+                T = self.right.pull(self.left.pull(Q).T).T
+            return T, PAD * gamma(8) * self._size(T)
+        dense = Q.to_dense() if Q.is_sparse else Q
+        T = self.right.pull(self.left.pull(dense).T).T
+        sizes = dense.abs()
+        for weight in (self.left, self.right):
+            if weight.inverse is not None:
+                M = weight.inverse.abs()
+                sizes = M[:, None] * sizes if M.ndim == 1 else M.T @ sizes
+            sizes = sizes.T
+        return T, PAD * gamma(sum(self.shape) + 8) * self._size(sizes)
+
+    def _size(self, T: Tensor) -> float:
+        """Return a cheap upper bound of the polar of any matrix whose entries are at most those of |T|."""
+        return _free_bound(T) if self.spectral else self._dual_norms(T)[0]
+
+    def _search(self, T: Tensor, starts: Params | None, seed: int) -> tuple[tuple[Tensor, Tensor], Params]:
+        """Return bases near the leading singular vectors, and the leading pairs in the variables u', v'."""
+        if min(T.shape) <= _SMALL and T.numel() <= _DENSE:
+            U, _, Vh = torch.linalg.svd(T.to_dense() if T.is_sparse else T, full_matrices=False)
+            return (U, Vh.T), (U.T[:_WITNESSES], Vh[:_WITNESSES])
+        generator = torch.Generator().manual_seed(seed)
+        block = torch.randn(T.shape[1], _WITNESSES + 2, dtype=torch.float64, generator=generator).to(T.device)
+        if starts is not None:
+            block = torch.cat([self.right.apply(starts[1]).T, block], 1)[:, : min(T.shape)]
+        forward, adjoint = _products(T)
+        U, s, V = leading_triplets(forward, adjoint, block, passes=max(4, 120 // block.shape[1]))
+        # In these bases the blocks of T are diag(s), 0, E and the rest, whose norm is near the next value:
+        # as many triplets as bound the whole best.  Those that have not converged make E large.
+        E = (forward(V) - U * s).square().sum(0).cumsum(0)
+        rest = 1.01 * torch.cat([s[1:], s[-1:]])
+        top, size = s[0] ** 2, s[0] ** 2 + E + rest**2
+        bounds = size + (size**2 - 4.0 * top * rest**2).clamp(min=0.0).sqrt()
+        q = int(bounds.argmin()) + 1
+        return (U[:, :q], V[:, :q]), (U.T[:_WITNESSES], V.T[:_WITNESSES])
+
+    def _dual_norms(self, T: Tensor) -> tuple[float, Params]:
+        """Return the largest dual norm of a column (b = l1) or row, and the pairs that attain the largest."""
+        columns = self.norms[1] == "l1"
+        norm, n, m = self.norms[0 if columns else 1], *(T.shape if columns else T.shape[::-1])
+        if T.is_sparse:
+            inner, outer = T.indices() if columns else T.indices().flip(0)
+            x = T.values()
+        else:
+            x = (T if columns else T.T).reshape(-1)
+            inner = torch.arange(n, device=x.device).repeat_interleave(m)
+            outer = torch.arange(m, device=x.device).repeat(n)
+        sizes = Groups(outer, m).norms(x, DUAL[norm])
+        best = sizes.topk(min(_WITNESSES, m)).indices
+        best = best[sizes[best] > 0.0]
+        factor = torch.zeros(len(best), n, dtype=torch.float64, device=x.device)
+        one_hot = torch.zeros(len(best), m, dtype=torch.float64, device=x.device)
+        one_hot[torch.arange(len(best)), best] = 1.0
+        for i, j in enumerate(best.tolist()):
+            here = outer == j
+            factor[i, inner[here]] = x[here]
+        if norm == "l1":
+            factor = factor * torch.nn.functional.one_hot(factor.abs().argmax(1), n)
+        factor = factor.sign() if norm == "linf" else factor / norms(factor, norm)[:, None]
+        return float(sizes.max()) * (1.0 + gamma(n + 8)), (factor, one_hot) if columns else (one_hot, factor)
+
+    def _attained(self, Q: Tensor, primed: Params, target: float | None) -> tuple[Params, float]:
+        """Return the pairs worth adding, best first, and a proved lower bound of <Q, u v^T> at the first."""
+        params = self.normalized((self.left.solve(primed[0]), self.right.solve(primed[1])))
+        U, V = params
+        value = (U.T * (Q @ V.T)).sum(0)
+        params = (torch.where(value < 0.0, -1.0, 1.0)[:, None] * U, V)
+        spread = (U.abs().T * (Q.abs() @ V.abs().T)).sum(0)
+        length = torch.ones_like(value)
+        for weight, rows, norm in zip((self.left, self.right), params, self.norms, strict=True):
+            k = gamma(weight.size + 8)
+            length = (
+                length * (norms(weight.apply(rows), norm) + k * norms(weight.magnitude(rows), norm)) * (1 + k)
+            )
+        lower = (value.abs() - gamma(sum(self.shape) + 8) * spread).clamp(min=0.0) / (length * UP)
+        order = torch.argsort(lower, descending=True)
+        kept = order[lower[order] > (0.0 if target is None else target)]
+        return select(params, kept if len(kept) else order[:1]), float(lower[order[0]])
+
+    def descend(
+        self,
+        problem: Problem,
+        params: Params,
+        *,
+        tol: float,
+        deadline: float,
+        progress: Callable[[Params], None],
+    ) -> Params:
+        """Return pairs with a lower objective, by accelerated proximal steps on their sum."""
+        found = descend(self, problem, params, tol=tol, deadline=deadline, progress=progress)
+        return found if problem.objective(found) <= problem.objective(params) else params
+
+
+def _scaled(x: Any, exponent: int) -> Any:
+    """Return x 2^exponent; in halves, because 2^exponent itself may overflow."""
+    return x * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
+
+
+def _products(T: Tensor) -> tuple[Product, Product]:
+    if not T.is_sparse:
+        return lambda X: T @ X, lambda Y: T.T @ Y
+    rows, cols = T.indices()
+    return Pattern(rows, cols, (T.shape[0], T.shape[1])).products(T.values())
+
+
+def _free_bound(T: Tensor) -> float:
+    """Return min(Frobenius, sqrt(norm_1 norm_inf)), a bound of sigma_max of |T| too, rounding enclosed."""
+    entries = T.values() if T.is_sparse else T.reshape(-1)
+    columns, rows = (float(_dense(T.abs().sum(i)).max()) for i in (0, 1))
+    top = float(entries.abs().max())
+    frobenius = float((entries / top).norm()) * top if top > 0.0 else 0.0
+    return min(frobenius, math.sqrt(columns) * math.sqrt(rows)) * (1.0 + gamma(len(entries) + 8))
+
+
+def _heavy_column(T: Tensor) -> Params:
+    """Return the pair (T e_j, e_j) of the column with the largest sum."""
+    V = torch.zeros(1, T.shape[1], dtype=torch.float64, device=T.device)
+    V[0, int(_dense(T.abs().sum(0)).argmax())] = 1.0
+    u = (T @ V.T).T
+    return u / u.abs().max(), V
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.to_dense() if x.is_sparse else x
+
+
+def _prove(T: Tensor, basis: tuple[Tensor, Tensor], delta: float, seed: int, target: float) -> Value:
+    """Return a proved two-sided bound of sigma_max(T); the most costly proof only where it may show <= target."""
+    entries, small = T.numel(), min(T.shape) <= 1024
+    if small and (entries <= _DENSE or not T.is_sparse):
+        return sigma_max(_dense(T), method="inertia", tol=1e-12)
+    proved = sigma_max(T, method="split", basis=basis, delta=0.5 * delta, seed=seed)
+    if proved.low > target or proved.high <= target or math.isinf(target):
+        return proved
+    if min(T.shape) <= 4096 and entries <= _DENSE_AT_LAST:
+        return sigma_max(_dense(T), method="inertia", tol=1e-12)
+    further = sigma_max(T, method="split", basis=basis, delta=0.5 * delta, seed=~seed, max_steps=400)
+    better = further if further.high < proved.high else proved
+    return replace(
+        better, confidence=min(1.0 - delta, proved.confidence)
+    )  # a choice between two: both must hold

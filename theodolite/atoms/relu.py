@@ -1,0 +1,297 @@
+r"""Two-layer ReLU networks: the sum of units :math:`\mathrm{relu}(Xw)u^\top`.
+
+With weight decay, :math:`\frac\lambda2(\|w\|^2+\|u\|^2)`, a network has the same minimum as with
+:math:`\theta = \|w\|_2\|u\|_2`, because a factor can be moved from one layer to the other.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from theodolite.atoms.inputs import (
+    as_inputs,
+    check_dual,
+    check_outputs,
+    random_directions,
+    row_sum,
+    same_directions,
+    unit,
+)
+from theodolite.atoms.relu_polish import fresh_units, polish
+from theodolite.core.atom import Atom
+from theodolite.core.params import Params, count, join
+from theodolite.linalg.lanczos import gamma
+from theodolite.losses.base import Support
+from theodolite.polar.arrangement import TooManyPatterns, arrangement_polar, patterns
+from theodolite.polar.ascent import relu_ascent
+from theodolite.polar.relaxation import relaxation_bound
+from theodolite.value import Value
+
+if TYPE_CHECKING:
+    from theodolite.core.problem import Problem
+
+PATTERN_LIMIT = 500_000
+_PATTERN_ENTRIES = 5e7  # of the table of patterns, one byte each
+_WITNESSES = 32
+_GROWTHS, _FRESH = 10, 16
+_PATIENCE = 0.7  # of the time left: the rest is for the proof
+
+
+class ReLUAtom(Atom):
+    r"""One hidden ReLU unit with its output weights.
+
+    :math:`\phi(w, u) = \mathrm{relu}(Xw)u^\top` and :math:`\theta = \|w\|_2\|u\|_2`, of degree 2.
+    Params are ``(W, U)`` of shapes (r, d) and (r, K).
+
+    The polar is :math:`\max_{\|w\|=1}\|Q^\top\mathrm{relu}(Xw)\|_2`.  Where the activation patterns
+    of the inputs can be enumerated it is exact for one output; otherwise a bound: ascent below, a
+    relaxation above.
+
+    Parameters
+    ----------
+    X : array-like, shape (n, d)
+        Inputs, finite.
+    n_outputs : int
+    bias : bool
+        Append a column of ones, whose weight (the bias) counts in ``||w||``.
+
+    Raises
+    ------
+    ValueError
+        If X is not a finite, nonempty matrix, or n_outputs not an integer >= 1.
+
+    References
+    ----------
+    Pilanci and Ergen, ICML 2020 (arXiv 2002.10553); Bach, JMLR 18 (2017) (arXiv 1412.8690).
+    """
+
+    degree = 2
+
+    def __init__(self, X: Any, n_outputs: int, bias: bool = False) -> None:
+        self.bias = bool(bias)
+        self.X = as_inputs(X, bias=self.bias)
+        self.shape = (len(self.X), check_outputs(n_outputs))
+        self.depth = self.X.shape[1] + self.shape[1] + 8
+        self._patterns: Tensor | None = None
+        self._enumerated = False
+
+    def init(self, r: int, seed: int = 0) -> Params:
+        """Return r units of random directions, theta = 1."""
+        generator = torch.Generator().manual_seed(seed)
+        parts = (random_directions(r, width, generator) for width in (self.X.shape[1], self.shape[1]))
+        return tuple(p.to(self.X.device) for p in parts)
+
+    def phi(self, params: Params, X: Any = None) -> Tensor:
+        """Return relu(X W') U, shape (n, K)."""
+        W, U = params
+        return torch.relu(self._inputs(X) @ W.T) @ U
+
+    def theta(self, params: Params) -> Tensor:
+        """Return |w| |u| of each unit."""
+        W, U = params
+        return W.norm(dim=1) * U.norm(dim=1)
+
+    def penalty(self, params: Params) -> Tensor:
+        """Return (|w|^2 + |u|^2) / 2 of each unit: weight decay."""
+        W, U = params
+        return 0.5 * (W.square().sum(1) + U.square().sum(1))
+
+    def predict(self, params: Params, support: Support | None = None) -> Tensor:
+        """Return the predictions, on a support without the others."""
+        if support is None:
+            return self.phi(params)
+        W, U = params
+        hidden = torch.relu(self.X @ W.T)
+        total = self.X.new_zeros(support.size)
+        for j in range(count(params)):
+            total = total + hidden[support.rows, j] * U[j, support.cols]
+        return total
+
+    def each(self, params: Params, support: Support | None = None) -> Tensor:
+        """Return each unit's predictions, shape (r, n K) or (r, size)."""
+        W, U = params
+        hidden = torch.relu(W @ self.X.T)
+        if support is not None:
+            return hidden[:, support.rows] * U[:, support.cols]
+        return (hidden[:, :, None] * U[:, None, :]).flatten(1)
+
+    def row_bounds(self, support: Support | None = None) -> Tensor:
+        """Return |x_i|: |relu(x_i w) u| <= |x_i| |w| |u|."""
+        norms = self.X.norm(dim=1)
+        return norms if support is None else norms[support.rows]
+
+    def merge(self, params: Params) -> Params:
+        """Join units that are a sum of one: same direction of w, or same active samples and direction of u.
+
+        In the first case the vectors ``|w| u`` add up, in the second the vectors ``|u| w``: where
+        both units are active on the same samples relu is linear.
+        """
+        W, U = params
+        if count(params) < 2:
+            return params
+        sizes = W.norm(dim=1, keepdim=True), U.norm(dim=1, keepdim=True)
+        first = same_directions(unit(W))
+        U = torch.zeros_like(U).index_add_(0, first, sizes[0] * U)
+        W = unit(W)
+        kept = first == torch.arange(len(first), device=first.device)
+        W, U = W[kept], U[kept]
+        lengths = U.norm(dim=1, keepdim=True)
+        active = self.X @ W.T > 0
+        alike = (active[:, :, None] == active[:, None, :]).all(0) if active.numel() * len(W) <= 1e8 else None
+        if alike is None:
+            return _balance(W, U)
+        outputs = same_directions(unit(U))
+        alike &= outputs[:, None] == outputs[None, :]
+        first = alike.to(torch.uint8).argmax(dim=1)
+        W = torch.zeros_like(W).index_add_(0, first, lengths * W)
+        kept = first == torch.arange(len(first), device=first.device)
+        return _balance(W[kept], unit(U)[kept])
+
+    def polar(
+        self,
+        Q: Tensor,
+        *,
+        target: float | None = None,
+        budget: float | None = None,
+        starts: Params | None = None,
+        seed: int = 0,
+        delta: float = 1e-9,
+    ) -> Value:
+        """Return a bound of max over |w| = 1 of |Q' relu(X w)|, see :meth:`Atom.polar`.
+
+        Upper ends: enumeration of the patterns, and for several outputs or too many patterns
+        the relaxations; with ``budget=0`` the sum of |Q_i| |x_i|.  Lower ends are evaluated.
+        """
+        Q, X = check_dual(Q, self.shape), self.X.cpu()
+        began = time.monotonic()
+
+        def left() -> float | None:
+            return None if budget is None else max(budget - (time.monotonic() - began), 0.0)
+
+        crude = row_sum(Q, self.row_bounds())
+        upper, note = crude, "sum of |Q_i| |x_i|"
+        W = [X[Q.norm(dim=1).argmax()][None]]
+        if starts is not None:
+            W.append(starts[0].detach().cpu())
+        wanted = -math.inf if target is None else target
+        proving = budget != 0.0 and upper > 0.0
+        table = self.patterns() if proving else None
+        if proving and (table is None or (target is not None and Q.shape[1] > 1)):
+            W.append(relu_ascent(X, Q, torch.cat(W), seed=seed, budget=_share(left(), 0.3))[0])
+        low = float(self._values(Q, unit(torch.cat(W))).max())
+        if table is not None:
+            found = arrangement_polar(
+                X,
+                Q,
+                patterns=table.cpu(),
+                target=_aim(target, low, Q.shape[1]),
+                budget=left(),
+                starts=torch.cat(W),
+                seed=seed,
+            )
+            W.append(found.witness)
+            if found.high < upper:
+                upper, note = found.high, found.note
+        low = float(self._values(Q, unit(torch.cat(W))).max())
+        # proved, or nothing to gain: the relaxations are seldom within a factor of 1.5 of the maximum
+        enough = max(wanted, low * (1.5 if table is not None else 1.0 + 1e-9), 1e-12 * crude)
+        if proving and upper > enough and (target is None or low <= target):
+            relaxed = relaxation_bound(X, Q, budget=left(), device=self.X.device)
+            if relaxed.high < upper:
+                upper, note = relaxed.high, relaxed.note
+        return self._value(Q, unit(torch.cat(W)), upper, note)
+
+    def patterns(self) -> Tensor | None:
+        """Return all activation patterns of the inputs, (p, n) bool, or None where they are too many."""
+        if not self._enumerated:
+            limit = min(PATTERN_LIMIT, int(_PATTERN_ENTRIES / len(self.X)))
+            try:
+                self._patterns = patterns(self.X.cpu(), limit=limit)
+            except TooManyPatterns:
+                self._patterns = None
+            self._enumerated = True
+        return self._patterns
+
+    def _inputs(self, X: Any) -> Tensor:
+        if X is None:
+            return self.X
+        return as_inputs(X, bias=self.bias, columns=self.X.shape[1] - self.bias).to(self.X.device)
+
+    def _values(self, Q: Tensor, W: Tensor) -> Tensor:
+        return (Q.T @ torch.relu(self.X.cpu() @ W.T)).norm(dim=0)
+
+    def _value(self, Q: Tensor, W: Tensor, upper: float, note: str) -> Value:
+        """Return the Value whose witnesses are the best of the unit directions W."""
+        values = self._values(Q, W)
+        order = values.argsort(descending=True)
+        first = same_directions(W[order], 1e-9)
+        order = order[first == torch.arange(len(order))][:_WITNESSES]
+        W = W[order]
+        U = unit(torch.relu(W @ self.X.cpu().T) @ Q)
+        n, d = self.X.shape
+        rounding = 4.0 * gamma(n + d + Q.shape[1] + 8) * row_sum(Q, self.row_bounds())
+        lower = min(max(float(values[order[0]]) - rounding, 0.0), upper)
+        witness = tuple(p.to(self.X.device) for p in (W, U))
+        return Value.bound(lower, upper, witness=witness, note="upper end: " + note)
+
+    def descend(
+        self,
+        problem: Problem,
+        params: Params,
+        *,
+        tol: float,
+        deadline: float,
+        progress: Callable[[Params], None],
+    ) -> Params:
+        """Descend as by default, adding units where they help, then polish (:mod:`theodolite.atoms.relu_polish`)."""
+        loss, X, lam = problem.loss, self.X, problem.lam
+        now = time.monotonic()
+        deadline = now + _PATIENCE * (deadline - now)
+        if loss.support is not None:
+            return super().descend(problem, params, tol=tol, deadline=deadline, progress=progress)
+        for growth in range(_GROWTHS):
+            before = problem.objective(params)
+            coarse = max(tol, 1e-5)
+            params = super().descend(problem, params, tol=coarse, deadline=deadline, progress=progress)
+            params = self.merge(params)
+            gained = before - problem.objective(params)
+            if time.monotonic() > deadline or (growth and gained <= 1e-4 * before):
+                break
+            params = join(params, fresh_units(loss, X, lam, *params, most=_FRESH, seed=growth))
+        progress(params)
+        polished = polish(loss, X, lam, *params, tol=_inner(tol), deadline=deadline)
+        return min(polished, params, key=problem.objective)
+
+
+def _aim(target: float | None, low: float, n_outputs: int) -> float | None:
+    """Return the target to prove: none for one output, where the whole answer costs hardly more.
+
+    A search that ends as soon as a target is exceeded leaves no useful upper end; where it is
+    exceeded by little, a bound a little above what is attained is worth more.
+    """
+    if target is None or n_outputs == 1:
+        return None
+    return max(target, (1.0 + 1e-6) * low) if low <= 1.01 * target else target
+
+
+def _inner(tol: float) -> float:
+    """The polar of a residual errs like the square root of the gap."""
+    return min(max(1e-3 * tol, 1e-13), 1e-8)
+
+
+def _share(seconds: float | None, part: float) -> float | None:
+    return None if seconds is None else part * seconds
+
+
+def _balance(W: Tensor, U: Tensor) -> Params:
+    """Return the same units with |w| = |u|."""
+    w, u = (p.norm(dim=1, keepdim=True) for p in (W, U))
+    size = (w * u).sqrt()
+    tiny = torch.finfo(W.dtype).tiny
+    return W * (size / w.clamp(min=tiny)), U * (size / u.clamp(min=tiny))

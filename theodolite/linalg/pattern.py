@@ -1,0 +1,98 @@
+"""Some entries of a large matrix: products on them and sparse matrices, without the rest."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from theodolite.linalg.subspace import Product
+
+_CHUNK = 1 << 17  # numbers gathered at once: beyond the cache, gathering is several times slower
+_BLOCK = 1 << 20  # entries of a dense block of rows
+
+
+class Pattern:
+    """Positions in an (n, m) matrix.
+
+    Parameters
+    ----------
+    rows, cols : Tensor, shape (size,), int64
+        The positions, none twice, in any order.
+    shape : tuple of int
+        Shape (n, m) of the matrix.
+    """
+
+    def __init__(self, rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> None:
+        self.rows, self.cols, self.shape = rows, cols, shape
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        """Order that sorts the positions (None if they are), both indices in it, and where each row begins."""
+        place = self.rows * self.shape[1] + self.cols
+        order = None if bool((place[1:] > place[:-1]).all()) else torch.argsort(place)
+        starts = torch.zeros(self.shape[0] + 1, dtype=torch.int64, device=self.rows.device)
+        starts[1:] = torch.bincount(self.rows, minlength=self.shape[0]).cumsum(0)
+        if order is None:
+            return None, self.rows, self.cols, starts
+        return order, self.rows[order], self.cols[order], starts
+
+    def outer(self, U: Tensor, V: Tensor) -> Tensor:
+        """Return the entries of U V^T at the positions, shape (size,).
+
+        Dense pattern: blocks of rows of the product, a few megabytes each; sparse pattern:
+        gathered rows of both factors.  Differentiable.
+
+        Parameters
+        ----------
+        U : Tensor, shape (n, r)
+        V : Tensor, shape (m, r)
+        """
+        size, r = len(self.rows), max(U.shape[1], 1)
+        n, m = self.shape
+        if size == 0:
+            return U.new_zeros(0)
+        # a gathered number costs about 30 times a multiplication in a dense product
+        if n * m * (16 + r) >= 30 * size * r:
+            step = max(1, _CHUNK // r)
+            pairs = zip(self.rows.split(step), self.cols.split(step), strict=True)
+            return torch.cat([torch.linalg.vecdot(U[i], V[j]) for i, j in pairs])
+        order, rows, cols, starts = self._sorted
+        height = max(1, _BLOCK // m)
+        parts = []
+        for first in range(0, n, height):
+            last = min(n, first + height)
+            here = slice(int(starts[first]), int(starts[last]))
+            block = U[first:last] @ V.T
+            parts.append(block.reshape(-1)[(rows[here] - first) * m + cols[here]])
+        values = torch.cat(parts)
+        return values if order is None else torch.empty_like(values).index_copy(0, order, values)
+
+    def products(self, values: Tensor) -> tuple[Product, Product]:
+        """Return the products of blocks of vectors with the sparse matrix of these values and its transpose.
+
+        Parameters
+        ----------
+        values : Tensor, shape (size,), float64
+
+        Returns
+        -------
+        forward, adjoint : callable
+            (m, b) to (n, b), and (n, b) to (m, b).
+        """
+        if values.device.type != "cpu":
+            index = torch.stack([self.rows, self.cols])
+            A = torch.sparse_coo_tensor(index, values, self.shape, check_invariants=False).coalesce()
+            B = A.T.coalesce()
+            return lambda X: torch.sparse.mm(A, X), lambda Y: torch.sparse.mm(B, Y)
+        # SciPy's products are about three times as fast as those of torch's COO tensors
+        order, _, cols, starts = self._sorted
+        entries = values.detach() if order is None else values.detach()[order]
+        matrix = sp.csr_array((entries.numpy(), cols.numpy(), starts.numpy()), shape=self.shape)
+        transposed = matrix.T
+        return (
+            lambda X: torch.from_numpy(matrix @ X.detach().numpy()),
+            lambda Y: torch.from_numpy(transposed @ Y.detach().numpy()),
+        )

@@ -1,0 +1,61 @@
+"""Leading singular triplets by block Krylov subspaces: searched, so bounds from inside only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor], Tensor]
+
+
+def orthonormal(X: Tensor) -> Tensor:
+    """Return an orthonormal basis of a space that contains the columns of X."""
+    return torch.linalg.qr(X).Q
+
+
+def leading_triplets(
+    forward: Product, adjoint: Product, start: Tensor, *, passes: int = 3
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return approximate leading singular triplets of an operator A, by Rayleigh and Ritz.
+
+    The left space is spanned by A V, A A'A V, ..., V being the start; the singular values found
+    never exceed those of A, up to rounding.
+
+    Parameters
+    ----------
+    forward, adjoint : callable
+        Products with A, (m, b) to (n, b), and with its transpose, (n, b) to (m, b).
+    start : Tensor, shape (m, b)
+        Any block: random, or the right singular vectors of a matrix nearby.
+    passes : int
+        Number of products with A and with its transpose; each adds b directions.
+
+    Returns
+    -------
+    U : Tensor, shape (n, q)
+    s : Tensor, shape (q,)
+        Descending.
+    V : Tensor, shape (m, q)
+        Orthonormal columns, as U; q <= b * passes.
+    """
+    X = orthonormal(start)
+    left: list[Tensor] = []
+    images: list[Tensor] = []
+    for _ in range(passes):
+        Y = forward(X)
+        room = Y.shape[0] - sum(Q.shape[1] for Q in left)
+        if left:
+            basis = torch.cat(left, 1)
+            for _ in range(2):  # once is not enough where Y lies almost inside
+                Y = orthonormal(Y - basis @ (basis.T @ Y))
+        Y = orthonormal(Y)[:, :room]
+        if Y.shape[1] == 0:
+            break
+        left.append(Y)
+        images.append(adjoint(Y))
+        X = orthonormal(images[-1])
+    Q, B = torch.cat(left, 1), torch.cat(images, 1)
+    V, s, small = torch.linalg.svd(B, full_matrices=False)
+    return Q @ small.T, s, V

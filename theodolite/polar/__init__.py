@@ -1,0 +1,1 @@
+"""Oracles of the polar that several atoms share."""
