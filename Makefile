@@ -24,7 +24,7 @@ lint: $(VENV)/dev.stamp ## check style, types and the layers of the package
 	@$(BIN)/lint-imports --no-logo
 
 docs: $(VENV)/docs.stamp ## build the documentation, with warnings as errors and without a network
-	@$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	@$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 	@echo docs/_build/html/index.html
 
 format: $(VENV)/dev.stamp ## put the sources into the style that lint checks

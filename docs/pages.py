@@ -95,7 +95,8 @@ def theorem_page(theorem: type[Theorem], example: dict[str, Any] | None) -> str:
     lines += ["", "## What is computed", ""]
     lines += [docstring(theorem.compute), ""] if theorem.compute.__doc__ else []
     lines += list(example_lines(example))
-    lines += ["## Cost and invariance", "", f"- Cost: {COSTS[theorem.cost]}."]
+    cost = re.sub(r"(--\w+)", r"`\1`", COSTS[theorem.cost])
+    lines += ["## Cost and invariance", "", f"- Cost: {cost}."]
     for kind, verb in (("invariant", "stay the same"), ("sensitive", "change in general")):
         changes = [words for change, words in CHANGES.items() if change in getattr(theorem, kind)]
         if changes:
@@ -115,8 +116,6 @@ def described(hypothesis: Hypothesis) -> str:
         decided = "Nothing in the model or the data can show it: it is your word, and printed as an “if”"
     else:
         decided = "Checked on the model and the data"
-        more = docstring(hypothesis.check)
-        decided += f" ({more[0].lower()}{more[1:].rstrip('.')})" if more else ""
     fails = "refuted" if hypothesis.about else "not applicable"
     end = "." if hypothesis.check is None else f"; where it is false, the finding is *{fails}*."
     return f"- **{hypothesis.name}**: {escaped(hypothesis.statement)}. {decided}{end}"
@@ -251,10 +250,11 @@ def command_pages() -> dict[str, str]:
 
     from theodolite.cli import main
 
-    context = click.Context(main, info_name="theodolite", max_content_width=80)
+    # the settings of the real program, which click keeps with the command once its help was asked for
+    context = click.Context(main, info_name="theodolite", **main.context_settings)
     lines = ["# Command line", "", "```text", main.get_help(context), "```", ""]
     for name, command in sorted(main.commands.items()):
-        inner = click.Context(command, info_name=f"theodolite {name}", max_content_width=80)
+        inner = click.Context(command, parent=context, info_name=name)
         lines += [f"## theodolite {name}", "", "```text", command.get_help(inner), "```", ""]
     return {"commands.md": text_of(lines)}
 

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import theodolite as td
+from theodolite.core.descend import descend
 
 generator = torch.Generator().manual_seed(0)
 x = torch.linspace(-1, 1, 30, dtype=torch.float64)[:, None]
@@ -30,21 +31,27 @@ solution = problem.solve(tol=1e-3, verbose=True)
 print(solution.certificate)
 
 # %%
-# The fit, and how the gap closed
-# -------------------------------
-# The incumbent and the bound approach each other: what lies between them is all that any network of
-# this family could still gain.
-grid = torch.linspace(-1.1, 1.1, 400, dtype=torch.float64)[:, None]
-history = solution.history
+# The fit, and what descent alone finds
+# -------------------------------------
+# Descent at a fixed width stops at local minima.  The certificate tells how good each of them is:
+# on the right, how far they lie above the proved bound.
+bound = solution.certificate.dual_bound
+widths = (2, 4, 8, 16, 32)
+excess = []
+for r in widths:
+    starts = [atom.init(r, seed) for seed in range(8)]
+    ends = [descend(problem, W, tol=1e-6, deadline=float("inf"), progress=lambda _: None) for W in starts]
+    excess.append([problem.objective(W) / bound - 1 for W in ends])
 
+grid = torch.linspace(-1.1, 1.1, 400, dtype=torch.float64)[:, None]
 figure, (one, two) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 one.plot(x, y, ".", color="gray", label="data")
 one.plot(grid, atom.phi(solution.params, grid), label=f"fit, {solution.certificate.units} units")
-one.set(xlabel="x", ylabel="y")
+one.set(xlabel="x", ylabel="y", title=f"gap {100 * solution.certificate.gap:.2g} %")
 one.legend()
-rounds = [step.iteration for step in history]
-two.plot(rounds, [step.objective for step in history], "o-", label="incumbent $P$")
-two.plot(rounds, [step.dual_bound for step in history], "o-", label="bound $D$")
-two.set(xlabel="round", ylabel="training objective", title=f"gap {100 * solution.certificate.gap:.2g} %")
-two.legend()
+two.plot(widths, excess, "_", color="C0", markersize=12)
+two.set(xscale="log", yscale="log", xlabel="units", ylabel="objective above the bound, relative")
+two.set(title="8 random starts each")
+two.set_xticks(widths, widths)
+two.minorticks_off()
 plt.show()

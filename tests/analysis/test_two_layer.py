@@ -156,7 +156,7 @@ class Gate(nn.Module):
         (stack(nn.Sigmoid()), "'sigmoid' in layer '1' (Sigmoid) is neither the identity, nor ReLU"),
         (stack(nn.LeakyReLU()), "'leaky_relu' in layer '1' (LeakyReLU) is neither"),
         (stack(nn.BatchNorm1d(5), nn.ReLU()), "layer '1' (BatchNorm1d) normalizes"),
-        (nn.Sequential(nn.BatchNorm1d(6), *stack(nn.ReLU())), "layer '0' (BatchNorm1d) normalizes"),
+        (nn.Sequential(nn.BatchNorm1d(6), *stack(nn.ReLU())), "reads layer '0' (BatchNorm1d), which is trained too"),
         (stack(nn.ReLU(), nn.LayerNorm(5)), "layer '2' (LayerNorm) normalizes"),
         (Same(), "is shared with layer 'inner' (Linear), so it is not free"),
         (Transposed(), "is not a parameter: it is computed"),
@@ -190,6 +190,8 @@ def test_a_frozen_front_end_is_data():
     found = read(model)
     assert found.weights == ("2.weight", "4.weight")
     assert found.inputs.op == "tanh"
+    normalized = read(nn.Sequential(nn.BatchNorm1d(6, affine=False), *stack(nn.ReLU())))
+    assert normalized.inputs.layer_type == "BatchNorm1d"
 
 
 def test_subnetworks_of_several_units_are_told_why():

@@ -35,14 +35,19 @@ def gauge_of(norm: str, G: Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize(("depth", "width"), [(2, 1), (2, 3), (3, 2), (4, 5)])
 def test_it_is_an_atom(depth: int, width: int) -> None:
     X = gaussian(6, 4)
-    check_atom(LinearNetAtom(X, 3, depth, width), reference=lambda Q: gauge_of("fro", X.T @ Q)[0])
+    check_atom(
+        LinearNetAtom(X, 3, depth, width),
+        searches=50,
+        trials=2,
+        reference=lambda Q: gauge_of("fro", X.T @ Q)[0],
+    )
 
 
 @pytest.mark.parametrize(("depth", "width"), [(2, None), (3, 4)])
 def test_it_is_an_atom_with_operator_norms(depth: int, width: int | None) -> None:
     X = gaussian(6, 4)
     atom = LinearNetAtom(X, 3, depth, width, norm="op")
-    check_atom(atom, searches=30, trials=2, reference=lambda Q: gauge_of("op", X.T @ Q)[0])
+    check_atom(atom, searches=10, trials=2, reference=lambda Q: gauge_of("op", X.T @ Q)[0])
 
 
 @pytest.mark.parametrize("norm", ["fro", "op"])

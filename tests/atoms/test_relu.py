@@ -1,7 +1,6 @@
-"""ReLU networks: closed gaps against the exact convex program, the polar against brute force, the polish."""
+"""ReLU networks: closed gaps against the exact convex program, the polar against brute force."""
 
 import math
-import time
 
 import cvxpy as cp
 import numpy as np
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor
 
 from theodolite.atoms.relu import ReLUAtom
-from theodolite.atoms.relu_polish import Barrier, polish
-from theodolite.core.params import count, join, select
+from theodolite.core.params import count
 from theodolite.core.problem import Problem
-from theodolite.losses import CrossEntropyLoss, HuberLoss, LogisticLoss, MaskedSquaredLoss, SquaredLoss
+from theodolite.losses import CrossEntropyLoss, LogisticLoss, MaskedSquaredLoss, SquaredLoss
 from theodolite.losses.base import Support
 from theodolite.polar.arrangement import patterns
 
@@ -201,50 +199,3 @@ def test_bad_dual_points():
         atom.polar(torch.zeros(4, 2))
     with pytest.raises(ValueError, match="Q: expected finite"):
         atom.polar(torch.full((4, 1), math.inf))
-
-
-def test_polish_leaves_a_kink_that_lbfgs_does_not_leave():
-    X, y = two_layer_data(50, 2)
-    problem = Problem(SquaredLoss(y), ReLUAtom(X, 1), 1.0)
-    stalled = problem.atom.init(10, seed=0)
-    stalled = super(ReLUAtom, problem.atom).descend(
-        problem, stalled, tol=1e-9, deadline=math.inf, progress=lambda params: None
-    )
-    assert problem.objective(stalled) > 4.154844 * (1 + 1e-4)
-    better = polish(problem.loss, problem.atom.X, 1.0, *stalled)
-    assert problem.objective(better) == pytest.approx(4.154844, rel=1e-6)
-
-
-def test_polish_never_harms():
-    X, y = two_layer_data(15, 2)
-    loss, X = SquaredLoss(y), torch.tensor(X)
-    W, U = normal(5, 2), normal(5, 1, seed=1)
-    assert polish(loss, X, 1.0, W, U, deadline=time.monotonic())[0] is W
-    empty = polish(loss, X, 1e6, W[:0], U[:0])
-    assert len(empty[0]) == 0
-    objective = Problem(loss, ReLUAtom(X, 1), 1.0).objective
-    for deadline in (0.02, 0.1):
-        assert objective(polish(loss, X, 1.0, W, U, deadline=time.monotonic() + deadline)) <= objective((W, U))
-
-
-def test_derivatives_of_the_barrier():
-    loss = HuberLoss(normal(6, 2))
-    columns, cones = normal(3, 2, 6, 2, seed=1), torch.nn.functional.normalize(normal(3, 4, 2, seed=2), dim=2)
-    z = normal(3, 2, seed=3)
-    cones = cones * torch.einsum("jcm,jm->jc", cones, z).sign()[..., None]  # z inside
-    barrier, mu, step = Barrier(loss, 0.7, columns, cones), 0.3, 1e-6
-    gradient, hessian, drift = barrier.derivatives(z, mu)
-    for i, e in enumerate(torch.eye(6, dtype=torch.float64).view(6, 3, 2)):
-        difference = (barrier.value(z + step * e, mu) - barrier.value(z - step * e, mu)) / (2 * step)
-        assert gradient[i] == pytest.approx(difference, abs=1e-6)
-        ahead, behind = (barrier.derivatives(z + s * step * e, mu)[0] for s in (1, -1))
-        torch.testing.assert_close(hessian[:, i], (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-5)
-    ahead, behind = (barrier.derivatives(z, mu + s * step)[0] for s in (1, -1))
-    torch.testing.assert_close(drift, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-5)
-
-
-def test_select_and_join_of_witnesses():
-    atom = ReLUAtom(normal(9, 3), 2)
-    witness = atom.polar(normal(9, 2, seed=1)).witness
-    several = join(select(witness, slice(0, 1)), atom.init(2))
-    assert count(several) == 3

@@ -127,3 +127,19 @@ def test_text_fits_a_terminal():
     lines = str(problem.certify((Z[None],))).splitlines()
     assert lines[0].startswith("closed: objective ")
     assert all(len(line) <= 100 for line in lines)
+
+
+class PolarTooSmall(Entry):
+    """Claims an upper end below what is attained."""
+
+    def polar(self, Q, **options):
+        top = 0.9 * float(Q.abs().max())
+        return Value.bound(0.0, top)
+
+
+def test_a_polar_that_is_refuted_by_an_attained_objective_raises():
+    Y = normal(5, 3)
+    Z = soft_threshold(Y, 0.5)
+    problem = Problem(SquaredLoss(Y), PolarTooSmall((5, 3)), 0.5)
+    with pytest.raises(ArithmeticError, match=r"atom: its polar is too small, .* refutes its upper end"):
+        problem.certify((Z[None],))

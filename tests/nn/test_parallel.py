@@ -171,6 +171,28 @@ def test_what_differs_is_not_one_structure(change):
     assert not net.one_structure()
 
 
+def test_what_has_no_vectorized_kernel_runs_one_by_one():
+    def attention() -> nn.Module:
+        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dropout=0.0)
+        return nn.Sequential(layer, nn.Flatten())
+
+    net, tokens = ParallelSubnetworks(attention, 3), torch.randn(2, 5, 4)
+    torch.testing.assert_close(net(tokens), reference(net, tokens))
+    recurrent = ParallelSubnetworks(lambda: Last(4), 3)
+    torch.testing.assert_close(recurrent(tokens), reference(recurrent, tokens))
+
+
+class Last(nn.Module):
+    """The last state of a recurrent layer, whose weights lie in a list too."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.LSTM(width, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)[0][:, -1]
+
+
 def test_a_hook_is_called_once_a_subnetwork(x):
     net, seen = ParallelSubnetworks(dense, 3), []
     for index, subnetwork in enumerate(net):

@@ -59,7 +59,7 @@ def test_several_outputs_enclose_the_truth_in_the_plane(kind: str, seed: int) ->
     assert value.lower <= truth * (1 + 1e-14)
     assert value.lower >= truth * (1 - 1e-6)
     assert value.upper >= truth * (1 - 1e-14)
-    assert value.upper <= 1.02 * truth
+    assert value.upper <= truth * (1 + 1e-4)
 
 
 @pytest.mark.parametrize(("d", "n", "K"), [(3, 12, 1), (3, 40, 1), (4, 16, 1), (5, 9, 1), (3, 20, 2)])
@@ -70,8 +70,7 @@ def test_dense_sampling_in_space_agrees(d: int, n: int, K: int) -> None:
         value = arrangement_polar(X, Q, limit=200_000)
         assert truth <= value.upper
         assert value.lower >= truth * (1 - 1e-6)
-        if K == 1:
-            assert value.upper <= value.lower * (1 + 3e-9)
+        assert value.upper <= value.lower * (1 + (3e-9 if K == 1 else 1e-4))
 
 
 def test_ascent_never_beats_the_upper_end() -> None:

@@ -98,6 +98,7 @@ def test_least_of_all_and_its_note() -> None:
     assert 0.99 * value.upper <= hurried.upper <= crude.upper
     zero = relaxation_bound(X, torch.zeros_like(Q))
     assert zero.upper == 0.0
+    assert relaxation_bound(X[:, :0], Q).upper == 0.0
     one = torch.tensor([[2.0]], dtype=torch.float64)
     assert relaxation_bound(one, 3.0 * one).upper == pytest.approx(12.0, rel=1e-9)
     with pytest.raises(ValueError, match="Q: expected 60 rows"):

@@ -64,7 +64,9 @@ def _newton(loss: SampleLoss, F: Tensor, costs: Tensor, c: Tensor) -> Tensor:
         A = F[active]
         product, _ = loss.curvature((c @ F).view(loss.shape))
         H = A @ torch.stack([product(row.view(loss.shape)).reshape(-1) for row in A]).T
-        step = torch.linalg.lstsq(H, -g[active, None], driver="gelsd").solution.squeeze(1)
+        if not bool(torch.isfinite(H).all()):  # at the edge of the loss's domain
+            return c
+        step = torch.linalg.lstsq(H.cpu(), -g[active, None].cpu(), driver="gelsd").solution.squeeze(1).to(c)
         shrinks = step < 0.0
         room = (-c[active][shrinks] / step[shrinks]).min() if bool(shrinks.any()) else step.new_tensor(1.0)
         trial = c.clone()

@@ -95,7 +95,7 @@ class _Reader:
         except NoHead as outcome:
             raise NotTwoLayer(str(outcome)) from None
         for node in self.graph.operations:
-            if any(name in node.op for name in _NORMALIZATIONS):
+            if any(name in node.op for name in _NORMALIZATIONS) and node.args[0] in self.moving:
                 raise NotTwoLayer(
                     f"{node.where} normalizes: weights below it can shrink without any change of the function, "
                     "so that no bound of the polar exists"

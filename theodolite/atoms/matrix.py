@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from theodolite.atoms.matrix_descent import descend
 from theodolite.atoms.matrix_norms import DUAL, ORDERS, Groups, Weight, norms
+from theodolite.atoms.matrix_polar import free_bound, heavy_column, prove, scaled, triplets
 from theodolite.core.atom import Atom
 from theodolite.core.params import Params, count, select
 from theodolite.linalg.lanczos import PAD, UP, gamma
 from theodolite.linalg.pattern import Pattern
-from theodolite.linalg.spectral import sigma_max
-from theodolite.linalg.subspace import Product, leading_triplets
 from theodolite.losses.base import Support
 from theodolite.value import Value
 
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
     from theodolite.core.problem import Problem
 
 _WITNESSES = 10
-_SMALL = 256  # up to this min(n, m) a full SVD costs less than a search
-_DENSE = 4e6  # a sparse matrix with more entries than this is not made dense,
-_DENSE_AT_LAST = 1.7e7  # unless nothing else proves enough, and then not beyond this
 
 
 class MatrixAtom(Atom):
@@ -215,25 +210,27 @@ class MatrixAtom(Atom):
         if not bool(entries.any()):
             return Value.bound(0.0, 0.0, witness=self.init(1, seed), note="Q is zero")
         exponent = math.frexp(float(entries.abs().max()))[1]
-        Q = _scaled(Q, -exponent)  # exact: no square of an entry overflows, or underflows where it matters
-        target = None if target is None else _scaled(target, -exponent)
+        Q = scaled(Q, -exponent)  # exact: no square of an entry overflows, or underflows where it matters
+        target = None if target is None else scaled(target, -exponent)
         T, error = self._transformed(Q)
         upper, confidence, candidates, note = math.inf, 1.0, None, "largest dual norm of a column or row"
         if self.spectral:
-            upper, candidates, note = _free_bound(T), _heavy_column(T), "norms of Q"
+            upper, candidates, note = free_bound(T), heavy_column(T), "norms of Q"
             if time.monotonic() < stop and (target is None or upper + error > target):
-                basis, found = self._search(T, starts, seed)
-                candidates = found
+                right = None if starts is None else self.right.apply(starts[1])
+                left_vectors, right_vectors, q = triplets(T, right, _WITNESSES + 2, seed)
+                candidates = left_vectors.T[:_WITNESSES], right_vectors.T[:_WITNESSES]
                 if time.monotonic() < stop:
-                    proved = _prove(T, basis, delta, seed, (target or math.inf) - error)
+                    basis = left_vectors[:, :q], right_vectors[:, :q]
+                    proved = prove(T, basis, delta, seed, (target or math.inf) - error)
                     upper, confidence, note = proved.high, proved.confidence, proved.note
         else:
             upper, candidates = self._dual_norms(T)
         scale = 1.0 / ((1.0 - self.left.defect) * (1.0 - self.right.defect))
         upper = (upper + error) * (scale * UP if scale > 1.0 or error > 0.0 else 1.0)
         witness, lower = self._attained(Q, candidates, target)
-        upper = math.nextafter(_scaled(upper, exponent), math.inf)
-        lower = min(math.nextafter(_scaled(lower, exponent), 0.0), upper)
+        upper = math.nextafter(scaled(upper, exponent), math.inf)
+        lower = min(math.nextafter(scaled(lower, exponent), 0.0), upper)
         return Value.bound(lower, upper, confidence=confidence, witness=witness, note=note)
 
     def _transformed(self, Q: Tensor) -> tuple[Tensor, float]:
@@ -263,27 +260,7 @@ class MatrixAtom(Atom):
 
     def _size(self, T: Tensor) -> float:
         """Return a cheap upper bound of the polar of any matrix whose entries are at most those of |T|."""
-        return _free_bound(T) if self.spectral else self._dual_norms(T)[0]
-
-    def _search(self, T: Tensor, starts: Params | None, seed: int) -> tuple[tuple[Tensor, Tensor], Params]:
-        """Return bases near the leading singular vectors, and the leading pairs in the variables u', v'."""
-        if min(T.shape) <= _SMALL and T.numel() <= _DENSE:
-            U, _, Vh = torch.linalg.svd(T.to_dense() if T.is_sparse else T, full_matrices=False)
-            return (U, Vh.T), (U.T[:_WITNESSES], Vh[:_WITNESSES])
-        generator = torch.Generator().manual_seed(seed)
-        block = torch.randn(T.shape[1], _WITNESSES + 2, dtype=torch.float64, generator=generator).to(T.device)
-        if starts is not None:
-            block = torch.cat([self.right.apply(starts[1]).T, block], 1)[:, : min(T.shape)]
-        forward, adjoint = _products(T)
-        U, s, V = leading_triplets(forward, adjoint, block, passes=max(4, 120 // block.shape[1]))
-        # In these bases the blocks of T are diag(s), 0, E and the rest, whose norm is near the next value:
-        # as many triplets as bound the whole best.  Those that have not converged make E large.
-        E = (forward(V) - U * s).square().sum(0).cumsum(0)
-        rest = 1.01 * torch.cat([s[1:], s[-1:]])
-        top, size = s[0] ** 2, s[0] ** 2 + E + rest**2
-        bounds = size + (size**2 - 4.0 * top * rest**2).clamp(min=0.0).sqrt()
-        q = int(bounds.argmin()) + 1
-        return (U[:, :q], V[:, :q]), (U.T[:_WITNESSES], V.T[:_WITNESSES])
+        return free_bound(T) if self.spectral else self._dual_norms(T)[0]
 
     def _dual_norms(self, T: Tensor) -> tuple[float, Params]:
         """Return the largest dual norm of a column (b = l1) or row, and the pairs that attain the largest."""
@@ -340,53 +317,3 @@ class MatrixAtom(Atom):
         """Return pairs with a lower objective, by accelerated proximal steps on their sum."""
         found = descend(self, problem, params, tol=tol, deadline=deadline, progress=progress)
         return found if problem.objective(found) <= problem.objective(params) else params
-
-
-def _scaled(x: Any, exponent: int) -> Any:
-    """Return x 2^exponent; in halves, because 2^exponent itself may overflow."""
-    return x * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
-
-
-def _products(T: Tensor) -> tuple[Product, Product]:
-    if not T.is_sparse:
-        return lambda X: T @ X, lambda Y: T.T @ Y
-    rows, cols = T.indices()
-    return Pattern(rows, cols, (T.shape[0], T.shape[1])).products(T.values())
-
-
-def _free_bound(T: Tensor) -> float:
-    """Return min(Frobenius, sqrt(norm_1 norm_inf)), a bound of sigma_max of |T| too, rounding enclosed."""
-    entries = T.values() if T.is_sparse else T.reshape(-1)
-    columns, rows = (float(_dense(T.abs().sum(i)).max()) for i in (0, 1))
-    top = float(entries.abs().max())
-    frobenius = float((entries / top).norm()) * top if top > 0.0 else 0.0
-    return min(frobenius, math.sqrt(columns) * math.sqrt(rows)) * (1.0 + gamma(len(entries) + 8))
-
-
-def _heavy_column(T: Tensor) -> Params:
-    """Return the pair (T e_j, e_j) of the column with the largest sum."""
-    V = torch.zeros(1, T.shape[1], dtype=torch.float64, device=T.device)
-    V[0, int(_dense(T.abs().sum(0)).argmax())] = 1.0
-    u = (T @ V.T).T
-    return u / u.abs().max(), V
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x.to_dense() if x.is_sparse else x
-
-
-def _prove(T: Tensor, basis: tuple[Tensor, Tensor], delta: float, seed: int, target: float) -> Value:
-    """Return a proved two-sided bound of sigma_max(T); the most costly proof only where it may show <= target."""
-    entries, small = T.numel(), min(T.shape) <= 1024
-    if small and (entries <= _DENSE or not T.is_sparse):
-        return sigma_max(_dense(T), method="inertia", tol=1e-12)
-    proved = sigma_max(T, method="split", basis=basis, delta=0.5 * delta, seed=seed)
-    if proved.low > target or proved.high <= target or math.isinf(target):
-        return proved
-    if min(T.shape) <= 4096 and entries <= _DENSE_AT_LAST:
-        return sigma_max(_dense(T), method="inertia", tol=1e-12)
-    further = sigma_max(T, method="split", basis=basis, delta=0.5 * delta, seed=~seed, max_steps=400)
-    better = further if further.high < proved.high else proved
-    return replace(
-        better, confidence=min(1.0 - delta, proved.confidence)
-    )  # a choice between two: both must hold

@@ -247,7 +247,7 @@ class QuadraticAtom(Atom):
             if spread:  # |w| = 1, so that c may as well be c |w|^2
                 A[:, d, d] = 0.0
                 A[:, :d, :d] += T[:, d, d, None, None] * torch.eye(d, dtype=T.dtype)
-            for k in range(-6, 5):
+            for k in range(-6, 5, 2):
                 s = 2.0**k  # dividing by it is exact
                 B = A.clone()
                 B[:, d, :] /= s

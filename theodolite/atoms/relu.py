@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 PATTERN_LIMIT = 500_000
 _PATTERN_ENTRIES = 5e7  # of the table of patterns, one byte each
+_PATTERNS_A_SECOND = 50_000  # on a slow core
 _WITNESSES = 32
 _GROWTHS, _FRESH = 10, 16
 _PATIENCE = 0.7  # of the time left: the rest is for the proof
@@ -181,7 +182,7 @@ class ReLUAtom(Atom):
             W.append(starts[0].detach().cpu())
         wanted = -math.inf if target is None else target
         proving = budget != 0.0 and upper > 0.0
-        table = self.patterns() if proving else None
+        table = self.patterns(budget) if proving else None
         if proving and (table is None or (target is not None and Q.shape[1] > 1)):
             W.append(relu_ascent(X, Q, torch.cat(W), seed=seed, budget=_share(left(), 0.3))[0])
         low = float(self._values(Q, unit(torch.cat(W))).max())
@@ -200,22 +201,27 @@ class ReLUAtom(Atom):
                 upper, note = found.high, found.note
         low = float(self._values(Q, unit(torch.cat(W))).max())
         # proved, or nothing to gain: the relaxations are seldom within a factor of 1.5 of the maximum
-        enough = max(wanted, low * (1.5 if table is not None else 1.0 + 1e-9), 1e-12 * crude)
+        enough = max(wanted, low * (1.5 if table is not None else 1.0 + 1e-9), 1e-10 * crude)
         if proving and upper > enough and (target is None or low <= target):
             relaxed = relaxation_bound(X, Q, budget=left(), device=self.X.device)
             if relaxed.high < upper:
                 upper, note = relaxed.high, relaxed.note
         return self._value(Q, unit(torch.cat(W)), upper, note)
 
-    def patterns(self) -> Tensor | None:
-        """Return all activation patterns of the inputs, (p, n) bool, or None where they are too many."""
+    def patterns(self, budget: float | None = None) -> Tensor | None:
+        """Return all activation patterns of the inputs, (p, n) bool, or None where they are too many.
+
+        They are kept.  ``budget`` is in seconds, None for no limit.
+        """
         if not self._enumerated:
-            limit = min(PATTERN_LIMIT, int(_PATTERN_ENTRIES / len(self.X)))
+            most = min(PATTERN_LIMIT, int(_PATTERN_ENTRIES / len(self.X)))
+            limit = most if budget is None else min(most, int(_PATTERNS_A_SECOND * budget))
             try:
                 self._patterns = patterns(self.X.cpu(), limit=limit)
             except TooManyPatterns:
-                self._patterns = None
-            self._enumerated = True
+                self._enumerated = limit == most  # otherwise a larger budget may do
+            else:
+                self._enumerated = True
         return self._patterns
 
     def _inputs(self, X: Any) -> Tensor:
@@ -250,23 +256,26 @@ class ReLUAtom(Atom):
         progress: Callable[[Params], None],
     ) -> Params:
         """Descend as by default, adding units where they help, then polish (:mod:`theodolite.atoms.relu_polish`)."""
-        loss, X, lam = problem.loss, self.X, problem.lam
+        if problem.loss.support is not None:
+            return super().descend(problem, params, tol=tol, deadline=deadline, progress=progress)
         now = time.monotonic()
         deadline = now + _PATIENCE * (deadline - now)
-        if loss.support is not None:
-            return super().descend(problem, params, tol=tol, deadline=deadline, progress=progress)
+        loss, X, lam, device = problem.loss.to("cpu"), self.X.cpu(), problem.lam, self.X.device
         for growth in range(_GROWTHS):
             before = problem.objective(params)
             coarse = max(tol, 1e-5)
             params = super().descend(problem, params, tol=coarse, deadline=deadline, progress=progress)
             params = self.merge(params)
             gained = before - problem.objective(params)
-            if time.monotonic() > deadline or (growth and gained <= 1e-4 * before):
+            if time.monotonic() > deadline or (growth and gained <= 1e-4 * abs(before)):
                 break
-            params = join(params, fresh_units(loss, X, lam, *params, most=_FRESH, seed=growth))
+            W, U = (p.cpu() for p in params)
+            fresh = fresh_units(loss, X, lam, W, U, most=_FRESH, seed=growth)
+            params = join(params, tuple(p.to(device) for p in fresh))
         progress(params)
-        polished = polish(loss, X, lam, *params, tol=_inner(tol), deadline=deadline)
-        return min(polished, params, key=problem.objective)
+        W, U = (p.cpu() for p in params)
+        polished = polish(loss, X, lam, W, U, tol=_inner(tol), deadline=deadline)
+        return min(tuple(p.to(device) for p in polished), params, key=problem.objective)
 
 
 def _aim(target: float | None, low: float, n_outputs: int) -> float | None:
@@ -281,8 +290,8 @@ def _aim(target: float | None, low: float, n_outputs: int) -> float | None:
 
 
 def _inner(tol: float) -> float:
-    """The polar of a residual errs like the square root of the gap."""
-    return min(max(1e-3 * tol, 1e-13), 1e-8)
+    """Return the accuracy of the polish: the polar of a residual errs like the square root of a gap."""
+    return min(max(1e-3 * tol, 1e-13), 1e-7)
 
 
 def _share(seconds: float | None, part: float) -> float | None:

@@ -6,9 +6,9 @@ samples on which it is active.  With :math:`z_j = \|u_j\| w_j` the training prob
 .. math:: \min_z\ \ell\Big(\sum_jD_jXz_jv_j^\top\Big)+\lambda\sum_j\|z_j\|_2
           \quad\text{subject to}\quad(2D_j-I)Xz_j\ge0,
 
-and is solved by a barrier method (Pilanci and Ergen, ICML 2020, solve it over all patterns at
-once).  A unit that ends on a kink may want to be cut in two there: units on both sides are added
-and the problem is solved again.
+and is solved by a barrier method (Pilanci and Ergen, ICML 2020, arXiv 2002.10553, solve it over
+all patterns at once).  Patterns are added where one more unit helps, found by ascent, and around
+units that end on a kink, which may want to be cut in two there; then the problem is solved again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from theodolite.losses.base import Loss, SampleLoss
 from theodolite.polar.ascent import relu_ascent
 
 # multiplications of a Newton step, and entries of its largest array, beyond which there is no polish
-WORK, ENTRIES = 2.5e8, 2e7
+_WORK, _ENTRIES = 2.5e8, 2e7
 # a row within this fraction of ||x|| ||w|| counts as lying on the kink
-KINK = 1e-6
+_KINK = 1e-6
 _COARSE = 1e-4  # relative gap of the first convex problems, whose cells are not the last ones yet
 _ROUNDS = 30
 _STARTS = 48  # of the search for directions that help
+_DRAWS = 8  # of cells around a unit on kinks
 _COORDINATES = 400  # of the units that a round aims to work on
 
 
@@ -134,18 +135,18 @@ def _center(barrier: Barrier, z: Tensor, mu: float, *, final: bool, deadline: fl
 
 
 def _follow(barrier: Barrier, z: Tensor, mu: float, new: float) -> Tensor:
-    """Return a point along the tangent of the central path, the farthest that lowers the next barrier."""
+    """Return a point along the tangent of the central path, the farthest of some that lower the next barrier."""
     _, hessian, drift = barrier.derivatives(z, mu)
     tangent = _newton(hessian, -drift).view_as(z) * (new - mu)
-    best, where = barrier.value(z, new), z
+    here = barrier.value(z, new)
     for size in (1.0, 0.9, 0.6, 0.3):
-        value = barrier.value(z + size * tangent, new)
-        if value < best:
+        if barrier.value(z + size * tangent, new) < here:
             return z + size * tangent
-    return where
+    return z
 
 
 def _newton(hessian: Tensor, right: Tensor) -> Tensor:
+    """Solve hessian x = right; a multiple of the diagonal is added until the Cholesky factorization completes."""
     scale = hessian.diagonal().sqrt()
     scaled = hessian / scale[:, None] / scale
     ridge = torch.eye(len(right), dtype=right.dtype)
@@ -172,9 +173,10 @@ def polish(
     Parameters
     ----------
     loss : Loss
-        One without second derivatives, or on a support, returns the units as they are; so does
-        a problem whose Newton steps would be too large.
+        With one that is no `SampleLoss` the units come back as they are; so do those of a problem
+        whose Newton steps would be too large.
     X : Tensor, shape (n, d)
+        Like all tensors here, on the CPU.
     lam : float
     W, U : Tensor, shapes (r, d) and (r, K)
     tol : float
@@ -182,7 +184,7 @@ def polish(
     deadline : float
         Value of ``time.monotonic()`` at which to stop.
     seed : int
-        Of the perturbations that find the cells around a kink.
+        Of the search for directions and of the perturbations that find the cells around a kink.
 
     Returns
     -------
@@ -193,21 +195,23 @@ def polish(
     def objective(W: Tensor, U: Tensor) -> float:
         return loss.value(torch.relu(X @ W.T) @ U) + lam * float((W.norm(dim=1) * U.norm(dim=1)).sum())
 
+    if not isinstance(loss, SampleLoss):
+        return W, U
     best, generator, accuracy = objective(W, U), torch.Generator().manual_seed(seed), max(_COARSE, tol)
     for _ in range(_ROUNDS):
-        if not isinstance(loss, SampleLoss) or time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             break
         size = W.norm(dim=1) * U.norm(dim=1)
         W, U = W[size > 0], U[size > 0]
         most = max(4, _COORDINATES // max(X.shape[1], U.shape[1]) - len(W))
         number = int(torch.randint(2**31, (), generator=generator))
         fresh = fresh_units(loss, X, lam, W, U, most=most, seed=number)
-        W1, U1 = torch.cat([W, fresh[0]]), torch.cat([U, fresh[1]])
+        W1, U1 = (torch.cat(parts) for parts in zip((W, U), fresh, strict=True))
         if not len(W1):
             break
         inside, outputs, start = _cells(X, W1, U1, generator)
-        size, entries = inside.shape[0] * max(inside.shape[1], U.shape[1]), loss.shape[0] * loss.shape[1]
-        if size**2 * (entries + size / 3) > WORK or size * entries > ENTRIES:
+        unknowns, entries = len(inside) * max(X.shape[1], U.shape[1]), len(X) * U.shape[1]
+        if unknowns**2 * (entries + unknowns / 3) > _WORK or unknowns * entries > _ENTRIES:
             break
         z = _hidden_step(loss, X, lam, inside, outputs, start, tol=accuracy, deadline=deadline)
         W1, U1 = _balanced(z, outputs)
@@ -261,14 +265,14 @@ def _cells(X: Tensor, W: Tensor, U: Tensor, generator: torch.Generator) -> tuple
     rows = X[norms > 0] / norms[norms > 0, None]
     size, directions = (W.norm(dim=1) * U.norm(dim=1)), torch.nn.functional.normalize(W)
     outputs = torch.nn.functional.normalize(U)
-    found: dict[tuple[bytes, bytes], tuple[Tensor, Tensor, float]] = {}
+    found: dict[tuple[bytes, bytes], tuple[Tensor, Tensor]] = {}
     for w, v, theta in zip(directions, outputs, size.tolist(), strict=True):
         margins = (rows @ w).abs()
-        tight = margins <= KINK
+        tight = margins <= _KINK
         reach = float(margins[~tight].min()) if bool((~tight).any()) else 1.0
         draws = [torch.zeros_like(w)]
         if bool(tight.any()):
-            noise = torch.randn(8, len(w), generator=generator, dtype=w.dtype)
+            noise = torch.randn(_DRAWS, len(w), generator=generator, dtype=w.dtype)
             draws = list(0.5 * reach * torch.nn.functional.normalize(noise))
         for draw in draws:
             inside = torch.nn.functional.normalize(w + draw, dim=0)

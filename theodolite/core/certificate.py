@@ -33,7 +33,7 @@ class Certificate:
     Attributes
     ----------
     objective : float
-        P, rounded up by a bound of its rounding error.
+        P, rounded up.
     dual_bound : float
         No set of subnetworks of the family, of any width, has a smaller objective.
     gap : float
@@ -52,7 +52,7 @@ class Certificate:
     confidence : float
         Probability with which the dual bound holds; 1 unless a randomized bound entered.
     kind : str
-        Always "bound": the gap is a proved inequality.
+        Always "bound".
     """
 
     objective: float
@@ -118,6 +118,10 @@ def certify(
     else:
         dual_bound = ray_bound(loss, Z, R, lam, polar.high, repair)
         gap = relative_gap(objective + error, dual_bound)
+    if dual_bound > objective + error:  # rounding is enclosed: a bound that was beaten proves nothing
+        raise ArithmeticError(
+            f"atom: its polar is too small, {dual_bound} > {objective} refutes its upper end"
+        )
     decrease = _decrease(problem, Z, polar, 4.0 * error) if gap > tol else 0.0
     return Certificate(
         objective=objective + error,

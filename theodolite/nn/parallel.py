@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -58,7 +59,8 @@ class ParallelSubnetworks(nn.Module):
 
     Examples
     --------
-    >>> make = lambda: nn.Sequential(nn.Linear(64, 8, bias=False), nn.ReLU(), nn.Linear(8, 10, bias=False))
+    >>> def make():
+    ...     return nn.Sequential(nn.Linear(64, 8, bias=False), nn.ReLU(), nn.Linear(8, 10, bias=False))
     >>> net = ParallelSubnetworks(make, 4)
     >>> net(torch.zeros(2, 64)).shape
     torch.Size([2, 10])
@@ -119,9 +121,10 @@ class ParallelSubnetworks(nn.Module):
         if self.r > 1 and self.one_structure():
             try:
                 return self._vectorized(x)
-            except (RuntimeError, ValueError, TypeError, NotImplementedError):
+            except (RuntimeError, ValueError, TypeError, NotImplementedError, UserWarning):
                 # vmap refuses random numbers, some changes in place and control flow that looks at
-                # values; an error of the subnetworks themselves comes again from the loop
+                # values, and warns where it would loop itself; an error of the subnetworks themselves
+                # comes again from the loop
                 return self._looped(x)
         return self._looped(x)
 
@@ -143,7 +146,13 @@ class ParallelSubnetworks(nn.Module):
         parameters = [dict(subnetwork.named_parameters()) for subnetwork in self.subnetworks]
         stacked = {name: torch.stack([p[name] for p in parameters]) for name in parameters[0]}
         first, given = self.subnetworks[0], x.clone()
-        outputs = vmap(lambda values: functional_call(first, values, (given,)), randomness="error")(stacked)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "error", "There is a performance drop because we have not yet implemented"
+            )
+            outputs = vmap(lambda values: functional_call(first, values, (given,)), randomness="error")(
+                stacked
+            )
         return outputs.sum(0)
 
     def one_structure(self) -> bool:
@@ -218,8 +227,7 @@ class ParallelSubnetworks(nn.Module):
         threshold = tolerance * max(theta, default=0.0)
         removed = [i for i, value in enumerate(theta) if value <= threshold]
         kept = [s for s, value in zip(self.subnetworks, theta, strict=True) if value > threshold]
-        self.subnetworks = nn.ModuleList(kept)
-        self.subnetworks.train(self.training)
+        self._keep(kept)
         return removed
 
     def get_extra_state(self) -> Tensor:
@@ -236,8 +244,13 @@ class ParallelSubnetworks(nn.Module):
             while self.r < int(saved):
                 self.grow()
             if self.r > int(saved):
-                self.subnetworks = nn.ModuleList(list(self.subnetworks)[: int(saved)])
+                self._keep(list(self.subnetworks)[: int(saved)])
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _keep(self, kept: list[nn.Module]) -> None:
+        mode = self.subnetworks.training
+        self.subnetworks = nn.ModuleList(kept)
+        self.subnetworks.training = mode  # that of the list alone: each subnetwork keeps its own
 
     def _made(self) -> nn.Module:
         module = self.make()

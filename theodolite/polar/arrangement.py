@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
+from numpy.typing import NDArray
+from scipy.optimize import minimize, nnls
 from torch import Tensor
 
 from theodolite.linalg.lanczos import PAD, UP, gamma
@@ -31,7 +32,7 @@ __all__ = ["TooManyPatterns", "arrangement_polar", "pattern_bound", "patterns"]
 
 WIDTH = 1e-9
 """Relative width at which a cell counts as settled, for one output; 100 times that for several."""
-_CUTS, _BLUNT = 40, 10.0  # steps of a cell's bound, and how blunt the first density matrix is
+_CUTS = 16  # greedy steps of a cell's bound; what they leave open is relaxed fully
 _CHUNK = 1 << 21  # numbers in a temporary tensor
 
 
@@ -50,7 +51,7 @@ def arrangement_polar(
     r"""Return a two-sided bound of max F(w), F(w) = |Q' relu(X w)| over unit w, from all patterns of X.
 
     For one output it is exact up to 1e-9 and rounding.  For several the upper end may be larger than the
-    maximum, though hardly ever by more than 1e-5.
+    maximum; in 5,000 random small problems it was, by 1.4e-5 at most.
 
     Rounding: every upper end carries ``(1e-12 + gamma_k)`` times :math:`\sum_i\|Q_i\|\|x_i\|` plus the
     multipliers' sum: that covers the float64 rounding of the products and signs of entries of Xw below
@@ -162,13 +163,15 @@ class _Search:
         for i in range(len(W)):
             w = W[i]
             active = self.X @ w > 0.0
-            A = torch.where(active[:, None], self.units, -self.units).T.numpy()
+            A = torch.where(active[:, None], self.units, -self.units).T
             M = self.X.T @ (active[:, None] * self.Q)
             for _ in range(20):
                 u = M.T @ w
                 g = M @ (u / float(torch.linalg.vector_norm(u).clamp(min=1e-300)))
-                mu, _ = nnls(A, -g.numpy(), maxiter=50 * len(self.X))
-                w = unit_rows((g + torch.from_numpy(A @ mu))[None])[0]
+                mu = _multipliers(A, -g)
+                if mu is None:
+                    break
+                w = unit_rows((g + A @ mu)[None])[0]
             W[i] = w
         self.offer(W)
 
@@ -252,13 +255,21 @@ def _descend_dual(
 def _project(search: _Search, g: Tensor, pattern: Tensor, unit: float) -> float:
     """Return an upper end on one cell, with the multipliers of the projection on its cone."""
     A = torch.where(pattern[:, None], search.units, -search.units)
-    mu, _ = nnls(A.T.numpy(), -g.numpy(), maxiter=50 * len(A))
-    if not np.isfinite(mu).all():
+    multipliers = _multipliers(A.T, -g)
+    if multipliers is None:
         return math.inf
-    multipliers = torch.from_numpy(mu)
     v = g + A.T @ multipliers
     search.offer(v[None])
     return float(torch.linalg.vector_norm(v)) + unit * (search.S + float(multipliers.sum()) * PAD)
+
+
+def _multipliers(A: Tensor, b: Tensor) -> Tensor | None:
+    """Return mu >= 0 that minimizes |A mu - b|, or None where the active-set method runs out of steps."""
+    try:
+        mu, _ = nnls(A.numpy(), b.numpy(), maxiter=50 * A.shape[1])
+    except RuntimeError:
+        return None
+    return torch.from_numpy(mu) if np.isfinite(mu).all() else None
 
 
 def _several_outputs(search: _Search, patterns: Tensor) -> float:
@@ -324,7 +335,8 @@ def _cut(search: _Search, H: Tensor, patterns: Tensor, bounds: Tensor, error: fl
         search.offer(torch.cat([inside[best], inside_opposite[best]]))
         if k % 4 == 3:
             search.polish()
-        weights = (_BLUNT * 1.3**k * (values / values[:, -1:].clamp(min=1e-300) - 1.0)).exp()
+        # ever sharper, and blunt again where that has led to a double eigenvalue
+        weights = (2.0 ** (1 + k % 8) * (values / values[:, -1:].clamp(min=1e-300) - 1.0)).exp()
         W = (V * (weights / weights.sum(1, keepdim=True))[:, None, :]) @ V.mT
         for _ in range(2):
             c, spread_c, _ = _normal_part(search.units, signs, (W @ b[:, :, None])[:, :, 0])
@@ -340,7 +352,48 @@ def _cut(search: _Search, H: Tensor, patterns: Tensor, bounds: Tensor, error: fl
             H = H + back[:, None, None] * (start - H)
         # Normals are unit vectors, so b . w >= -unit spread and |b . w| <= 1: the product is >= -unit (...).
         loss = loss + unit * (t * (spread + spread_c + 1.0) + torch.linalg.matrix_norm(H))
-    return max(closed, float(bounds.max()) if len(bounds) else 0.0)
+    for i in bounds.argsort(descending=True).tolist():
+        bound = float(bounds[i])
+        if bound > search.enough and not search.over:
+            bound = min(bound, _relax(search.units * signs[i][:, None], start[i], unit) + error)
+        closed = max(closed, bound)
+    return closed
+
+
+def _relax(A: Tensor, H: Tensor, unit: float) -> float:
+    """Return the root of the least eigenvalue bound of one cell over all N, by L-BFGS on the cell's facets."""
+    facets = _facets(A)
+    if len(facets) < 2:
+        return math.inf
+    first, second = torch.triu_indices(len(facets), len(facets), 1)
+    E = facets[first][:, :, None] * facets[second][:, None, :]
+    E = 0.5 * (E + E.mT)
+    size = float(torch.linalg.matrix_norm(H))
+
+    def smoothed(x: NDArray[np.float64], sharpness: float) -> tuple[float, NDArray[np.float64]]:
+        values, V = torch.linalg.eigh(H / size + torch.einsum("p,pij->ij", torch.from_numpy(x), E))
+        weights = (sharpness * (values - values[-1])).exp()
+        W = (V * (weights / weights.sum())) @ V.T
+        return float(values[-1] + weights.sum().log() / sharpness), torch.einsum("ij,pij->p", W, E).numpy()
+
+    x = np.zeros(len(E))
+    for sharpness in (10.0, 100.0, 1000.0, 1e4, 1e5, 1e6):
+        x = minimize(smoothed, x, (sharpness,), "L-BFGS-B", jac=True, bounds=[(0.0, None)] * len(x)).x
+    relaxed = H + size * torch.einsum("p,pij->ij", torch.from_numpy(x), E)
+    total = size * float(x.sum())
+    loss = unit * (float(H.trace()) + 4.0 * total + float(torch.linalg.matrix_norm(relaxed)))
+    return float(proved_top(relaxed[None], torch.tensor([loss]).to(H))[0]) ** 0.5 * UP
+
+
+def _facets(A: Tensor) -> Tensor:
+    """Return those rows of A that are no nonnegative combination of the others."""
+    kept = list(range(len(A)))
+    for i in range(len(A)):
+        others = A[[j for j in kept if j != i]].T
+        mu = _multipliers(others, A[i])
+        if mu is not None and float(torch.linalg.vector_norm(others @ mu - A[i])) < 1e-9:
+            kept.remove(i)
+    return A[kept]
 
 
 def _normal_part(units: Tensor, signs: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -168,12 +168,14 @@ def _merged(X: Tensor, Q: Tensor, merge: bool = True) -> _Rows:
         raise ValueError(f"Q: expected {len(X)} rows, as X has, got {len(Q)}")
     used = (X != 0.0).any(1) & (Q != 0.0).any(1)
     X, Q = X[used].detach().cpu(), Q[used].detach().cpu()
+    if not len(X):
+        return _Rows(X, Q, 0.0, 0.0)
     sizes = torch.linalg.vector_norm(X, dim=1)
     # Directions that agree to ten digits are tried; the residual of the merge is measured in any case.
     keys = (X / sizes[:, None] * 1e10).round_() + 0.0
     group = np.unique(_opaque(keys.numpy()), return_inverse=True)[1] if merge else np.arange(len(X))
     index = torch.from_numpy(group.reshape(-1))
-    groups = int(index.max()) + 1 if len(index) else 0
+    groups = int(index.max()) + 1
     slack = 0.0
     if groups < len(X):
         first = torch.full((groups,), len(X)).scatter_reduce(0, index, torch.arange(len(X)), "amin")
@@ -192,7 +194,7 @@ def _merged(X: Tensor, Q: Tensor, merge: bool = True) -> _Rows:
 
 def _opaque(keys: NDArray[np.float64]) -> NDArray[np.void]:
     keys = np.ascontiguousarray(keys)
-    return keys.view(np.dtype((np.void, keys.shape[1] * 8)))[:, 0] if len(keys) else keys.astype("V8")[:, 0]
+    return keys.view(np.dtype((np.void, keys.shape[1] * 8)))[:, 0]
 
 
 def _harmonic(

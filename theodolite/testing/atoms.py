@@ -129,10 +129,9 @@ class _Check:
         self.say(same, "expected the same init for the same seed")
 
     def homogeneity(self) -> None:
-        """Check that phi and theta scale with the declared degree, and that theta, penalty >= 0."""
+        """Check that phi and theta scale with the declared degree, and that penalty >= theta."""
         atom, params = self.atom, self.params(4)
         phi, theta, size = atom.each(params), atom.theta(params), self.size(params)
-        self.say((theta >= 0.0).all(), "expected theta >= 0")
         self.say((atom.penalty(params) >= theta * (1 - 1e-12)).all(), "expected penalty >= theta")
         for alpha in _FACTORS:
             by_hand = tuple(p * alpha ** (1 / atom.degree) if p.is_floating_point() else p for p in params)
@@ -148,13 +147,14 @@ class _Check:
         self.equal(atom.each(atom.scale(params, mixed)), mixed[:, None] * phi, 3 * size, sentence)
 
     def vanishing(self) -> None:
-        """Check that theta vanishes only where phi does, and that row_bounds dominate phi."""
+        """Check that theta >= 0 vanishes only where phi does, and that row_bounds dominate phi."""
         atom, params = self.atom, self.params(8)
         bounds = atom.row_bounds()
         self.say(bounds.shape == atom.shape[:1], f"expected row_bounds of shape ({atom.shape[0]},)")
         finite = bool(torch.isfinite(bounds).all()) and bool((bounds >= 0).all())
         self.say(finite, "row_bounds are not finite: theta may vanish where phi does not")
-        candidates = [params]
+        wild = tuple(self.random(*p.shape) if p.is_floating_point() else p for p in params)
+        candidates = [params, wild]
         for i, p in enumerate(params):
             if p.is_floating_point():
                 mask = (self.random(*p.shape) > 0).to(p)
@@ -163,6 +163,7 @@ class _Check:
         for candidate in candidates:
             rows = atom.each(candidate).view(count(candidate), *atom.shape).norm(dim=2)
             theta = atom.theta(candidate)
+            self.say((theta >= 0.0).all(), "expected theta >= 0")
             vanished = theta <= 1e-300
             self.say(not rows[vanished].any(), "theta is 0 at params where phi is not")
             slack = 1e-12 * float(rows.max()) + 1e-300

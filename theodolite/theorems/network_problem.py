@@ -86,7 +86,7 @@ def check_family(subject: Subject) -> Verdict:
 class NetworkInputs(Reducer):
     """What the first trained layer reads on the training data, and the gates' values.
 
-    Nothing is kept when the network is of no such family, or the inputs are larger than
+    Nothing is kept without a weight decay, when the network is of no such family, or the inputs are larger than
     ``INPUT_BYTES`` in float64.
     """
 
@@ -97,7 +97,7 @@ class NetworkInputs(Reducer):
             found = two_layer_of(subject)
         except (NotTwoLayer, NotApplicable):
             return
-        if _bytes(subject, found) <= INPUT_BYTES:
+        if subject.weight_decay and _bytes(subject, found) <= INPUT_BYTES:
             self._wanted = {node: [] for node in (found.inputs, found.gate) if node is not None}
 
     def wants(self, node: Node) -> bool:

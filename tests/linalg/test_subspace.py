@@ -1,0 +1,31 @@
+"""Leading singular triplets: accurate where there is a gap, and never above the truth."""
+
+import pytest
+import torch
+
+from theodolite.linalg.subspace import leading_triplets
+
+
+@pytest.mark.parametrize(("n", "m"), [(40, 25), (25, 40), (6, 50), (50, 6), (1, 5), (5, 1)])
+def test_triplets(n: int, m: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(n, m, dtype=torch.float64, generator=generator)
+    A = A + 20.0 * A[:, :1] @ A[:1]  # one value far above the others
+    start = torch.randn(m, 4, dtype=torch.float64, generator=generator)
+    truth = torch.linalg.svdvals(A)
+    U, s, V = leading_triplets(lambda X: A @ X, lambda Y: A.T @ Y, start)
+    q = len(s)
+    assert q <= min(12, n)
+    for B in (U, V):
+        assert torch.allclose(B.T @ B, torch.eye(q).double(), atol=1e-12)
+    shared = min(q, len(truth))
+    assert bool((s[:shared] <= truth[:shared] * (1 + 1e-12)).all())
+    assert float(s[0]) == pytest.approx(float(truth[0]), rel=1e-10)
+    assert torch.allclose(A.T @ U, V * s, atol=1e-10 * float(truth[0]))
+
+
+def test_a_warm_start_is_exact_at_once() -> None:
+    A = torch.randn(30, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    _, s, Vh = torch.linalg.svd(A)
+    _, found, _ = leading_triplets(lambda X: A @ X, lambda Y: A.T @ Y, Vh[:5].T, passes=1)
+    assert torch.allclose(found, s[:5], rtol=1e-13)
