@@ -39,8 +39,7 @@ class Certificate:
     gap : float
         ``(objective - dual_bound) / |objective|``, never negative; 0 where optimality is proved outright.
     polar : Value
-        Bound of the polar of the residual R; at an optimum it equals ``lam``.
-    lam, tol : float
+        Bound of the polar of the residual R, which at an optimum is ``lam``.
     verdict : {"closed", "improvable", "undecided"}
         Closed: the relative gap is at most ``tol``.  Improvable: one more subnetwork, the polar's witness,
         lowers the objective by ``decrease``.  Undecided: neither was shown.
@@ -48,11 +47,8 @@ class Certificate:
         Evaluated (not predicted) decrease by the witness; 0 when there is none.
     stationarity : float
         ``(<R, Z> - lam Theta) / (lam Theta)``: 0 at every stationary point; 0 for no subnetworks.
-    units : int
     confidence : float
         Probability with which the dual bound holds; 1 unless a randomized bound entered.
-    kind : str
-        Always "bound".
     """
 
     objective: float
