@@ -195,7 +195,7 @@ class QuadraticAtom(Atom):
     def _forming_error(self, X: Tensor, Q: Tensor, s: float, spread: bool = False) -> float:
         """Return a bound of the Frobenius norm of the error of T at s, with c on the diagonal of S if `spread`.
 
-        Each entry is a sum of n products of at most five factors, so it errs by gamma(n + 12) times
+        Each entry is a sum of n products of at most six factors, so it errs by gamma(n + 12) times
         the sum of the products' sizes; those add up to at most |Q_i| times the norms below.
         """
         alpha, beta, constant = map(abs, self.activation)
@@ -241,20 +241,20 @@ class QuadraticAtom(Atom):
         if T.shape[1] == d:
             error = self._forming_error(X, Q, 1.0)
             return _unfolding_bound(T, error)
-        best = math.inf
+        candidates = []
         for spread in (False, True):
             A = T.clone()
             if spread:  # |w| = 1, so that c may as well be c |w|^2
                 A[:, d, d] = 0.0
                 A[:, :d, :d] += T[:, d, d, None, None] * torch.eye(d, dtype=T.dtype)
-            for k in range(-6, 5, 2):
-                s = 2.0**k  # dividing by it is exact
+            for s in 2.0 ** torch.arange(-6.0, 4.5, 0.5, dtype=torch.float64):
                 B = A.clone()
                 B[:, d, :] /= s
                 B[:, :, d] /= s
-                bound = (1.0 + s * s) * _unfolding_bound(B, self._forming_error(X, Q, s, spread))
-                best = min(best, bound * (1.0 + gamma(8)))
-        return best
+                norm = min(float(torch.linalg.matrix_norm(u, 2)) for u in (B.flatten(1), B.flatten(0, 1)))
+                candidates.append(((1.0 + float(s) ** 2) * norm, float(s), spread, B))
+        _, s, spread, B = min(candidates, key=lambda candidate: candidate[0])
+        return (1.0 + s * s) * _unfolding_bound(B, self._forming_error(X, Q, s, spread)) * (1.0 + gamma(8))
 
     def _search(self, X: Tensor, Q: Tensor, T: Tensor, starting: list[Tensor], seed: int) -> Tensor:
         """Return unit directions, best first: eigenvectors, random and given starts, then power ascent."""

@@ -205,7 +205,7 @@ class ReLUAtom(Atom):
         if proving and upper > enough and (target is None or low <= target):
             relaxed = relaxation_bound(X, Q, budget=left(), device=self.X.device)
             if relaxed.high < upper:
-                upper, note = relaxed.high, relaxed.note
+                upper, note = relaxed.high, relaxed.note.removeprefix("upper end: ")
         return self._value(Q, unit(torch.cat(W)), upper, note)
 
     def patterns(self, budget: float | None = None) -> Tensor | None:

@@ -38,10 +38,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Solution:
-    """The best subnetworks found, their certificate with the best dual bound of all rounds, and the log.
-
-    ``interrupted`` says whether Ctrl-C ended it.
-    """
+    """The best subnetworks found, their certificate with the best dual bound of all rounds, and the log."""
 
     params: Params
     certificate: Certificate
@@ -88,12 +85,14 @@ class Solver:
         problem, idle, inner = self.problem, 0, max(self.tol, 1e-12)
         self.log.line(f"lambda = {problem.lam:.6g}, closed at a gap of {100 * self.tol:.3g} %\n{_HEADER}")
         last = self._certify(self.params)
-        for _ in range(max_rounds):
+        for n in range(max_rounds):
             enough = last.verdict == "closed" or idle >= _PATIENCE or time.monotonic() >= self.deadline
             if callback(self._record()) or enough:
                 return
-            fresh = last.polar.witness if last.polar.low > problem.lam else None
-            params = reweight(problem, self.params, fresh)
+            params = self.params
+            if n > 0 or not count(params):  # reweighting a start would drop what descent can still turn
+                fresh = last.polar.witness if last.polar.low > problem.lam else None
+                params = reweight(problem, params, fresh)
             until, keep = self.deadline, self._keep
             params = problem.atom.descend(problem, params, tol=inner, deadline=until, progress=keep)
             params = reweight(problem, prune(problem, params))

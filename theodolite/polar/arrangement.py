@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize, nnls
+from scipy.optimize import minimize
 from torch import Tensor
 
 from theodolite.linalg.lanczos import PAD, UP, gamma
@@ -169,8 +169,6 @@ class _Search:
                 u = M.T @ w
                 g = M @ (u / float(torch.linalg.vector_norm(u).clamp(min=1e-300)))
                 mu = _multipliers(A, -g)
-                if mu is None:
-                    break
                 w = unit_rows((g + A @ mu)[None])[0]
             W[i] = w
         self.offer(W)
@@ -256,20 +254,41 @@ def _project(search: _Search, g: Tensor, pattern: Tensor, unit: float) -> float:
     """Return an upper end on one cell, with the multipliers of the projection on its cone."""
     A = torch.where(pattern[:, None], search.units, -search.units)
     multipliers = _multipliers(A.T, -g)
-    if multipliers is None:
-        return math.inf
     v = g + A.T @ multipliers
     search.offer(v[None])
     return float(torch.linalg.vector_norm(v)) + unit * (search.S + float(multipliers.sum()) * PAD)
 
 
-def _multipliers(A: Tensor, b: Tensor) -> Tensor | None:
-    """Return mu >= 0 that minimizes |A mu - b|, or None where the active-set method runs out of steps."""
-    try:
-        mu, _ = nnls(A.numpy(), b.numpy(), maxiter=50 * A.shape[1])
-    except RuntimeError:
-        return None
-    return torch.from_numpy(mu) if np.isfinite(mu).all() else None
+def _multipliers(A: Tensor, b: Tensor) -> Tensor:
+    """Return mu >= 0 that nearly minimizes |A mu - b|, A of shape (d, m), by Lawson and Hanson's active set.
+
+    SciPy's routine is not used: on degenerate columns its version 1.17 corrupted memory.
+    """
+    matrix, right = A.numpy(), b.numpy()
+    mu = np.zeros(matrix.shape[1])
+    passive: list[int] = []
+    small = 1e-14 * float(np.linalg.norm(right))
+    for _ in range(3 * len(mu)):
+        slope = matrix.T @ (right - matrix @ mu)
+        slope[passive] = -np.inf
+        j = int(slope.argmax())
+        if slope[j] <= small or len(passive) == len(matrix):
+            break
+        passive.append(j)
+        while passive:
+            best = np.linalg.lstsq(matrix[:, passive], right, rcond=1e-13)[0]
+            if best.min() > 0.0:
+                mu[passive] = best
+                break
+            now = mu[passive]
+            falling = best <= 0.0
+            t = float((now[falling] / (now[falling] - best[falling]).clip(min=1e-300)).min())
+            now = now + min(1.0, t) * (best - now)
+            gone = falling & (now <= 1e-14 * now.max(initial=0.0))
+            gone[np.flatnonzero(falling)[now[falling].argmin()]] = True
+            mu[passive] = np.where(gone, 0.0, now.clip(min=0.0))
+            passive = [i for i, leaves in zip(passive, gone, strict=True) if not leaves]
+    return torch.from_numpy(mu)
 
 
 def _several_outputs(search: _Search, patterns: Tensor) -> float:
@@ -391,7 +410,7 @@ def _facets(A: Tensor) -> Tensor:
     for i in range(len(A)):
         others = A[[j for j in kept if j != i]].T
         mu = _multipliers(others, A[i])
-        if mu is not None and float(torch.linalg.vector_norm(others @ mu - A[i])) < 1e-9:
+        if float(torch.linalg.vector_norm(others @ mu - A[i])) < 1e-9:
             kept.remove(i)
     return A[kept]
 
