@@ -56,3 +56,9 @@ def test_points_outside_the_domain_are_left():
     (x,), value = minimize(barrier, (torch.tensor([5.0], dtype=torch.float64),))
     assert float(x) == pytest.approx(1.0, rel=1e-6)
     assert value == pytest.approx(1.0)
+
+
+def test_a_start_outside_the_domain_is_returned():
+    (x,), value = minimize(lambda p: (math.inf, [p[0]]), (torch.ones(2, dtype=torch.float64),))
+    assert torch.equal(x, torch.ones(2, dtype=torch.float64))
+    assert value == math.inf

@@ -16,7 +16,7 @@ from torch import Tensor
 Tensors = tuple[Tensor, ...]
 
 
-class _DeadlineReached(Exception):  # noqa: N818  (no error: the best point so far is returned)
+class _Ended(Exception):  # noqa: N818  (no error: the best point so far is returned)
     pass
 
 
@@ -54,7 +54,7 @@ def minimize(
     Returns
     -------
     tensors, value
-        The best point evaluated, never worse than the start.
+        The best point evaluated, never worse than the start; the start and inf when it is outside the domain.
     """
     sizes, shapes = [p.numel() for p in start], [p.shape for p in start]
     best: tuple[Tensors, float] = (start, math.inf)
@@ -62,10 +62,12 @@ def minimize(
     def objective(x: Any) -> tuple[float, Any]:
         nonlocal best
         if time.monotonic() > deadline and best[1] < math.inf:
-            raise _DeadlineReached
+            raise _Ended
         flat = torch.from_numpy(x.copy()).to(start[0].device)
         point = tuple(part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True))
         value, gradients = function(point)
+        if not math.isfinite(value) and math.isinf(best[1]):
+            raise _Ended  # the start itself is outside the domain
         if not math.isfinite(value):  # a wall that leads the line search back to the best point
             away = x - np.concatenate([p.reshape(-1).cpu().numpy() for p in best[0]])
             height = 10.0 * (1.0 + abs(best[1]))
@@ -75,7 +77,7 @@ def minimize(
         return value, torch.cat([g.detach().reshape(-1) for g in gradients]).cpu().numpy()
 
     x = torch.cat([p.detach().reshape(-1).double() for p in start]).cpu().numpy()
-    with suppress(_DeadlineReached):
+    with suppress(_Ended):
         scipy_minimize(
             objective,
             x,
