@@ -103,9 +103,9 @@ def loss_of(kind: int, n: int, k: int, seed: int) -> tuple[Loss, Callable[[Tenso
     if kind == 2:
         return LogisticLoss(Y.sign()), lambda Z: torch.nn.functional.softplus(-Y.sign().to(Z) * Z).sum((1, 2))
     y = Y.argmax(1)
-    return CrossEntropyLoss(y, k), lambda Z: (
-        torch.logsumexp(Z, 2).sum(1) - Z.gather(2, y.expand(len(Z), -1)[..., None]).sum((1, 2))
-    )
+    return CrossEntropyLoss(
+        y, k
+    ), lambda Z: torch.logsumexp(Z, 2).sum(1) - Z.gather(2, y.expand(len(Z), -1)[..., None]).sum((1, 2))
 
 
 def attack(
@@ -114,7 +114,10 @@ def attack(
     """Return the lowest objective that Adam reaches from all restarts."""
     scales = 10.0 ** (2.0 * torch.rand(RESTARTS, generator=torch.Generator().manual_seed(seed)) - 1.5)
     params = [
-        (normal(RESTARTS, units, *s, seed=seed + i, dtype=torch.float32) * scales.view(-1, *[1] * (len(s) + 1)))
+        (
+            normal(RESTARTS, units, *s, seed=seed + i, dtype=torch.float32)
+            * scales.view(-1, *[1] * (len(s) + 1))
+        )
         for i, s in enumerate(shapes)
     ]
     for steps in STEPS:

@@ -141,3 +141,14 @@ def test_proved_eigenvalue_is_above_and_tight() -> None:
     truth = torch.linalg.eigvalsh(H)[:, -1]
     assert bool((top >= truth).all())
     assert bool((top <= truth * (1 + 1e-12)).all())
+
+
+@pytest.mark.parametrize(("n", "d", "outputs"), [(1, 1, 2), (1, 3, 2), (4, 1, 2), (3, 1, 1)])
+def test_hardly_any_cells(n: int, d: int, outputs: int) -> None:
+    generator = torch.Generator().manual_seed(n + d)
+    X = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    Q = torch.randn(n, outputs, generator=generator, dtype=torch.float64)
+    value = arrangement_polar(X, Q)
+    assert value.high - value.low <= 1e-6 * value.high
+    rays = torch.cat([X, -X]) / torch.cat([X, X]).norm(dim=1, keepdim=True)
+    assert value.high >= float(relu_values(X, Q, rays).max())

@@ -163,3 +163,10 @@ def test_coefficients_are_proved_between_grid_points() -> None:
         error = harmonic_coefficients([0.0] * 9, [1.0] * 9, 1.0, d, envelope=False)
         # best uniform approximation of |t| / 2 in degree 8: Bernstein's 0.2802 / n / 2 is 0.0175
         assert 0.0170 < error < 0.0180
+
+
+def test_rows_that_cancel_leave_nothing_but_rounding() -> None:
+    X = torch.tensor([[1.0, 2.0], [2.0, 4.0], [0.5, 1.0]], dtype=torch.float64)
+    Q = torch.tensor([[2.0], [-1.0], [0.0]], dtype=torch.float64)
+    for bound in (relaxation_bound, shor_bound, harmonic_bound):
+        assert 0.0 <= bound(X, Q).high < 1e-12

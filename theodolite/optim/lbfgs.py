@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import minimize as scipy_minimize
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
@@ -77,7 +78,8 @@ def minimize(
         return value, torch.cat([g.detach().reshape(-1) for g in gradients]).cpu().numpy()
 
     x = torch.cat([p.detach().reshape(-1).double() for p in start]).cpu().numpy()
-    with suppress(_Ended):
+    # its dozens of tiny BLAS calls an iteration lose a factor of three and more to idle threads
+    with suppress(_Ended), threadpool_limits(limits=1, user_api="blas"):
         scipy_minimize(
             objective,
             x,

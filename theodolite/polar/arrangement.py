@@ -112,7 +112,7 @@ def arrangement_polar(
     upper = _one_output(search, patterns) if Q.shape[1] == 1 else _several_outputs(search, patterns)
     W, values = torch.cat(search.pool), torch.cat(search.values)
     witness = distinct(W, values, most=k_best)
-    note = f"{len(patterns):,} activation patterns, weak duality on each cell, rounding enclosed"
+    note = f"{len(patterns):,} activation patterns (cells told apart in float64), weak duality on each, its rounding enclosed"
     return Value.bound(search.lower, max(search.lower, upper * UP), witness=witness, note=note)
 
 
@@ -297,7 +297,7 @@ def _several_outputs(search: _Search, patterns: Tensor) -> float:
         indices.append(index)
     H, bound, index = torch.cat(forms), torch.cat(bounds), torch.cat(indices)
     order = bound.argsort(descending=True)
-    for which in order.split(max(1, _CHUNK // (4 * n))):
+    for which in order.split(max(1, _CHUNK // (4 * n))) if len(order) else ():
         if search.over:
             upper = max(upper, float(bound[which].max()))
         else:

@@ -66,7 +66,7 @@ def relaxation_bound(
     deadline = math.inf if budget is None else time.monotonic() + budget
     rows = _merged(X, Q)
     bounds = {"sum of |Q_i| |x_i|": rows.crude}
-    if rows.crude > 0.0 and (budget is None or budget > 0.0):
+    if len(rows.X) and (budget is None or budget > 0.0):
         half = deadline if budget is None else time.monotonic() + 0.5 * budget
         shor, product = _shor(rows, half)
         bounds["sigma_max(Q) sigma_max(X)"] = product
@@ -103,7 +103,7 @@ def shor_bound(X: Tensor, Q: Tensor, *, merge: bool = True, budget: float | None
     """
     rows = _merged(X, Q, merge)
     deadline = math.inf if budget is None else time.monotonic() + budget
-    upper = _shor(rows, deadline)[0] if rows.crude > 0.0 else 0.0
+    upper = _shor(rows, deadline)[0] if len(rows.X) else rows.crude
     return Value.bound(0.0, upper, note="upper end: diagonal Shor bound, rounding enclosed")
 
 
@@ -144,8 +144,8 @@ def harmonic_bound(
     if degree is not None and degree < 0:
         raise ValueError(f"degree: expected at least 0, got {degree}")
     rows = _merged(X, Q, merge)
-    if rows.crude == 0.0:
-        return Value.bound(0.0, 0.0, note="no row has both an input and a weight")
+    if not len(rows.X):
+        return Value.bound(0.0, rows.crude, note="no row has both an input and a weight")
     deadline = math.inf if budget is None else time.monotonic() + budget
     upper, used = _harmonic(rows, degree, envelope, deadline, device or "cpu")
     return Value.bound(0.0, upper, note=f"upper end: harmonic bound of degree {used}, rounding enclosed")
