@@ -23,9 +23,9 @@ def test_problem_is_public():
     assert td.Problem is Problem
 
 
-@pytest.mark.parametrize("lam", [0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize("lam", [0, -1.0, math.inf, math.nan, "one", None])
 def test_lambda_must_be_positive(lam):
-    with pytest.raises(ValueError, match=r"lam: expected a finite number > 0 .*, got"):
+    with pytest.raises(ValueError, match="lam: expected a finite number > 0, got"):
         problem(lam)
 
 

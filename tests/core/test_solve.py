@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -50,8 +51,8 @@ def test_history_is_monotone_and_ends_with_the_certificate():
     solution = entrywise()[0].solve(tol=1e-9)
     history = solution.history
     assert [r.iteration for r in history] == list(range(len(history)))
-    assert all(a.objective >= b.objective * (1 - 1e-12) for a, b in zip(history, history[1:], strict=False))
-    assert all(a.dual_bound <= b.dual_bound for a, b in zip(history, history[1:], strict=False))
+    assert all(a.objective >= b.objective * (1 - 1e-12) for a, b in itertools.pairwise(history))
+    assert all(a.dual_bound <= b.dual_bound for a, b in itertools.pairwise(history))
     assert (history[-1].objective, history[-1].gap) == (
         solution.certificate.objective,
         solution.certificate.gap,

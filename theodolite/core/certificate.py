@@ -98,17 +98,17 @@ def certify(
         raise ValueError("params: expected finite predictions in the domain of the loss, got others")
     relative = gamma(atom.depth + count(params) + 1)
     error = value_error(loss, Z, R, relative * theta * problem.row_bounds) + relative * lam * theta
+    repair, empty = repair_polar(loss, Z, R, problem.row_bounds), theta == 0.0 and not bool(Z.any())
     t = loss.smallest_t(R, objective - tol * abs(objective))
     polar = atom.polar(
         problem.matrix(R),
-        target=None if t is None else lam / t,
+        target=lam - repair if empty else None if t is None else lam / t,
         budget=budget,
         starts=params if count(params) else None,
         seed=seed,
         delta=delta,
     )
-    repair = repair_polar(loss, Z, R, problem.row_bounds)
-    if theta == 0.0 and not bool(Z.any()) and polar.high + repair <= lam:
+    if empty and polar.high + repair <= lam:
         # Fenchel-Young is an equality at the residual of the zero model, which is optimal outright
         dual_bound, gap = objective - error, 0.0
     else:

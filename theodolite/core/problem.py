@@ -5,7 +5,6 @@ r"""A problem: loss, family of subnetworks, regularization.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cached_property
 
@@ -18,7 +17,7 @@ from theodolite.core.descend import least_ratio
 from theodolite.core.params import Params, count
 from theodolite.core.solve import Round, Solution, Solver
 from theodolite.linalg.lanczos import FailureLedger
-from theodolite.losses.base import Loss
+from theodolite.losses.base import Loss, check_positive
 from theodolite.optim.log import Log
 from theodolite.value import Value
 
@@ -49,12 +48,10 @@ class Problem:
             raise TypeError(f"loss: expected a theodolite.losses.Loss, got {type(loss).__name__}")
         if not isinstance(atom, Atom):
             raise TypeError(f"atom: expected a theodolite.atoms.Atom, got {type(atom).__name__}")
-        if not 0.0 < float(lam) < math.inf:
-            raise ValueError(f"lam: expected a finite number > 0 (else nothing is certified), got {lam}")
         if tuple(loss.shape) != tuple(atom.shape):
             shapes = f"{tuple(loss.shape)} for the loss and {tuple(atom.shape)} for the atom"
             raise ValueError(f"loss, atom: expected predictions of one shape, got {shapes}")
-        self.loss, self.atom, self.lam = loss, atom, float(lam)
+        self.loss, self.atom, self.lam = loss, atom, check_positive(lam, "lam")
         self._refuse_infinite_polar()
 
     @cached_property

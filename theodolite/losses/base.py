@@ -224,7 +224,7 @@ class Loss(ABC):
     def rescaled(self: LossType, scale: float) -> LossType:
         """Return the same loss with another factor in front."""
         twin = copy.copy(self)
-        twin.scale = check_scale(scale)
+        twin.scale = check_positive(scale, "scale")
         return twin
 
     def to(self: Movable, device: torch.device | str) -> Movable:
@@ -253,8 +253,12 @@ class SampleLoss(Loss):
         """Return the same loss, with the same scale, on some of its rows."""
 
 
-def check_scale(scale: float) -> float:
-    """Return the scale, or refuse one that is not a finite positive number."""
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale: expected a finite number > 0, got {scale}")
-    return float(scale)
+def check_positive(number: float, name: str) -> float:
+    """Return the number as a float, or refuse one that is not finite and positive."""
+    try:
+        found = float(number)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0.0 < found < math.inf:
+        raise ValueError(f"{name}: expected a finite number > 0, got {number!r}")
+    return found

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from theodolite.linalg.lanczos import UNIT_ROUNDOFF
-from theodolite.losses.base import DOMAIN_TOLERANCE, SampleLoss, accurate_sum, check_scale
+from theodolite.losses.base import DOMAIN_TOLERANCE, SampleLoss, accurate_sum, check_positive
 from theodolite.losses.inputs import integers
 
 
@@ -43,7 +43,7 @@ class CrossEntropyLoss(SampleLoss):
         low, high = int(self.y.min()), int(self.y.max())
         if low < 0 or high >= n_classes:
             raise ValueError(f"y: expected class numbers 0 to {n_classes - 1}, got {low} to {high}")
-        self.scale = check_scale(scale)
+        self.scale = check_positive(scale, "scale")
         self.shape = (len(self.y), n_classes)
 
     def zeros(self) -> Tensor:

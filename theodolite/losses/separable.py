@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from theodolite.linalg.lanczos import UNIT_ROUNDOFF
-from theodolite.losses.base import DOMAIN_TOLERANCE, SampleLoss, accurate_sum, check_scale
+from theodolite.losses.base import DOMAIN_TOLERANCE, SampleLoss, accurate_sum, check_positive
 from theodolite.losses.inputs import numbers
 
 Separable = TypeVar("Separable", bound="SeparableLoss")
@@ -49,7 +49,7 @@ class SeparableLoss(SampleLoss):
 
     def __init__(self, targets: Any, name: str, scale: float) -> None:
         self.Y = numbers(targets, name)
-        self.scale = check_scale(scale)
+        self.scale = check_positive(scale, "scale")
         self.shape = (self.Y.shape[0], self.Y.shape[1])
 
     @abstractmethod

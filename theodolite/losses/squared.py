@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theodolite.losses.base import SampleLoss, accurate_sum, check_scale
+from theodolite.losses.base import SampleLoss, accurate_sum, check_positive
 from theodolite.losses.inputs import numbers
 
 
@@ -33,7 +33,7 @@ class SquaredLoss(SampleLoss):
 
     def __init__(self, Y: Any, scale: float = 1.0) -> None:
         self.Y = numbers(Y, "Y", vectors=False)
-        self.scale = check_scale(scale)
+        self.scale = check_positive(scale, "scale")
         self.shape = (self.Y.shape[0], self.Y.shape[1])
 
     def zeros(self) -> Tensor:

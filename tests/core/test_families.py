@@ -1,4 +1,4 @@
-"""The same problem on a device of one's choice (CUDA too, where there is one): same optimum, valid certificate."""
+"""Every family through the core: on a device of one's choice (CUDA too, where there is one), and at lambda_max."""
 
 from __future__ import annotations
 
@@ -59,3 +59,12 @@ def test_a_device_finds_what_the_default_finds(atom, loss, device):
     assert plain.certificate.dual_bound <= there.certificate.objective + slack
     again = problem.certify(tuple(p.cpu() for p in there.params), budget=0)
     assert again.objective == pytest.approx(there.certificate.objective, rel=1e-9)
+
+
+@pytest.mark.parametrize("atom", ATOMS)
+@pytest.mark.parametrize("factor", [1.0 + 1e-9, 1.5])
+def test_the_zero_model_is_optimal_from_lambda_max_on(atom, factor):
+    loss = LOSSES["one output" if atom == "one relu" else "squared"]
+    top = Problem(loss, ATOMS[atom], 1.0).lambda_max().high
+    certificate = Problem(loss, ATOMS[atom], factor * top).solve().certificate
+    assert (certificate.verdict, certificate.gap, certificate.units) == ("closed", 0.0, 0)
