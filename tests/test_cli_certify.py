@@ -165,3 +165,16 @@ def test_help():
     assert max(map(len, result.output.splitlines())) <= 80
     assert "Exit codes: 0 certified" in result.output
     assert "certify" in CliRunner().invoke(cli.main, ["--help"]).output
+
+
+def test_an_interrupt_in_the_polar_leaves_the_cheapest_bound(monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("theodolite.atoms.relu.relu_ascent", interrupted)
+    result = certify("two_layer_relu", "--json", "a.json")
+    assert result.exit_code == 130
+    assert "lower bound" in result.stdout
+    assert result.stderr == "Interrupted: with the cheapest bound of the polar.\n"
+    report = json.loads(Path("a.json").read_text())
+    assert report["complete"] is False

@@ -378,12 +378,15 @@ def _certify(model: str, options: dict[str, Any]) -> int:
         bar.step(f"loading {model}")
         network = stack.enter_context(load.open_model(model))
         report = certify.certify(network, loaded, name=model, progress=bar, **settings)
-    if not report.complete:
+    if not report.findings[0].values:
         click.echo("Interrupted before there was a certificate.", err=True)
         return INTERRUPTED
     if options["json_"] is not None:
         report.to_json(options["json_"])
     _show(certify.render(report))
+    if not report.complete:
+        click.echo("Interrupted: with the cheapest bound of the polar.", err=True)
+        return INTERRUPTED
     return 0
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from toy_atoms import Entry, soft_threshold
 
 from theodolite.core.problem import Problem
-from theodolite.losses import CrossEntropyLoss, SquaredLoss
+from theodolite.losses import CrossEntropyLoss, PoissonLoss, SquaredLoss
 from theodolite.value import Value
 
 
@@ -143,3 +143,10 @@ def test_a_polar_that_is_refuted_by_an_attained_objective_raises():
     problem = Problem(SquaredLoss(Y), PolarTooSmall((5, 3)), 0.5)
     with pytest.raises(ArithmeticError, match=r"atom: its polar is too small, .* refutes its upper end"):
         problem.certify((Z[None],))
+
+
+def test_a_curvature_that_underflows_is_no_division_by_zero():
+    loss = PoissonLoss([[1.0], [2.0]])  # e^-1000 is its curvature
+    c = Problem(loss, Entry((2, 1)), 1e-3).certify((torch.full((1, 2, 1), -1000.0, dtype=torch.float64),))
+    assert c.verdict == "improvable"
+    assert 0.0 < c.decrease <= c.objective - c.dual_bound

@@ -7,6 +7,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from theodolite.atoms import MatrixAtom
+from theodolite.core.problem import Problem
 from theodolite.losses import CrossEntropyLoss, SquaredLoss
 from theodolite.losses.biased import BiasedLoss
 
@@ -116,3 +118,13 @@ def test_a_decay_that_is_none_is_refused():
     for decay in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="decay: expected a finite number > 0"):
             BiasedLoss(SquaredLoss(torch.zeros(2, 1)), decay)
+
+
+@pytest.mark.parametrize("decay", [1e-9, 1e-17])
+def test_a_decay_too_small_for_newton_still_gives_a_valid_certificate(decay):
+    g = torch.Generator().manual_seed(0)
+    Y = 1e6 + torch.randn(20, 2, generator=g, dtype=torch.float64)
+    for inner in (SquaredLoss(Y, 1 / 20), CrossEntropyLoss((Y[:, 0] > 1e6).long(), 2, 1 / 20)):
+        loss = BiasedLoss(inner, decay)
+        certificate = Problem(loss, MatrixAtom((20, 2)), 1e-3).certify(MatrixAtom((20, 2)).init(1))
+        assert certificate.dual_bound <= certificate.objective

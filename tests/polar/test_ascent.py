@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from theodolite.polar import ascent
 from theodolite.polar.ascent import ascend, distinct, relu_ascent, relu_values, rounding_margin
 from theodolite.reference.arrangements import relu_polar_by_pieces, relu_polar_by_sampling
 
@@ -105,3 +106,20 @@ def test_ascend_maximizes_each_ratio_separately() -> None:
     torch.testing.assert_close(value, values[2:3], rtol=1e-6, atol=0)
     assert float((ascend(ratio, starts, budget=0.0)[1] - before).abs().max()) == 0.0
     assert alone[0].shape == (1, 6)
+
+
+def test_many_rows_are_sampled_first(monkeypatch):
+    X, Q = (
+        torch.randn(900, k, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in (4, 3)
+    )
+    _, whole = relu_ascent(X, Q)
+    monkeypatch.setattr(ascent, "_MANY", 800)
+    monkeypatch.setattr(ascent, "_SAMPLE", 200)
+    start = relu_ascent(X, Q, max_steps=3)[0]
+    W, values = relu_ascent(X, Q, starts=start)
+    assert len(W) <= 4
+    assert torch.allclose(values, relu_values(X, Q, W), rtol=1e-12)
+    assert torch.allclose(W.norm(dim=1), torch.ones(len(W), dtype=torch.float64))
+    assert float(values[0]) >= max(
+        0.95 * float(whole[0]), float(relu_values(X, Q, start).max()) * (1 - 1e-12)
+    )

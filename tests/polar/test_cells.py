@@ -134,3 +134,20 @@ def test_refuses_too_many_and_wrong_input() -> None:
         patterns(torch.tensor([[float("nan"), 1.0]]))
     assert patterns(torch.zeros(3, 2)).tolist() == [[False] * 3]
     assert patterns(torch.zeros(0, 2)).shape == (1, 0)
+
+
+@pytest.mark.parametrize(("d", "size"), [(5, 5e-5), (6, 5e-4), (7, 1e-3)])
+def test_a_cell_between_rows_that_are_all_close_to_each_other(d: int, size: float) -> None:
+    """A simplex whose d facets come from one cluster: every ray's rows have a volume of size^(d - 2), all resolved."""
+    generator = torch.Generator().manual_seed(d)
+    inside = torch.full((d - 1,), (d - 1) ** -0.5, dtype=torch.float64)
+    offsets = torch.randn(d, d - 1, generator=generator, dtype=torch.float64)
+    offsets -= torch.outer(offsets @ inside, inside)
+    offsets[-1] = offsets[:-1].mean(0)
+    offsets += 0.01 * torch.outer(torch.tensor([1.0] * (d - 1) + [-1.0]).double(), inside)
+    cluster = torch.cat([torch.ones(d, 1).double(), size * offsets], 1)
+    X = torch.cat([cluster, torch.eye(d, dtype=torch.float64)[1:]])
+    w = torch.cat([torch.zeros(1).double(), inside])
+    heights = X @ w
+    assert float(heights.abs().min()) > 1e-7
+    assert tuple((heights > 0.0).tolist()) in as_set(patterns(X))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from theodolite.polar import relaxation
 from theodolite.polar.ascent import relu_ascent
 from theodolite.polar.harmonic import gegenbauer, harmonic_coefficients, harmonic_moments, kernel_error
 from theodolite.polar.relaxation import harmonic_bound, relaxation_bound, shor_bound
@@ -170,3 +171,41 @@ def test_rows_that_cancel_leave_nothing_but_rounding() -> None:
     Q = torch.tensor([[2.0], [-1.0], [0.0]], dtype=torch.float64)
     for bound in (relaxation_bound, shor_bound, harmonic_bound):
         assert 0.0 <= bound(X, Q).high < 1e-12
+
+
+def test_large_data_within_a_budget(monkeypatch):
+    """Every shortcut that little time calls for leaves a bound; more time never loosens it much."""
+    monkeypatch.setattr(relaxation, "_MANY", 200)
+    monkeypatch.setattr(relaxation, "_SAMPLE", 100)
+    monkeypatch.setattr(relaxation, "_CHEAP", 0)
+    g = torch.Generator().manual_seed(0)
+    X = torch.randn(600, 6, dtype=torch.float64, generator=g)
+    Q = torch.randn(600, 3, dtype=torch.float64, generator=g) / X.norm(dim=1, keepdim=True)
+    attained = float(relu_ascent(X, Q, n_starts=8, max_steps=30)[1].max())
+    whole = relaxation_bound(X, Q).upper
+    seen = {}
+    for seconds in (0.0, 0.01, 1.0, 30.0):
+        monkeypatch.setattr(relaxation, "_seconds_of_gram", lambda *parts: 0.1)
+        found = relaxation_bound(X, Q, budget=seconds)
+        assert attained <= found.upper
+        seen[seconds] = found
+    assert seen[0.0].note.startswith("upper end: sum of")
+    assert "harmonic bound of degree 1" in seen[0.01].note
+    assert seen[0.01].upper < seen[0.0].upper
+    assert seen[30.0].upper <= min(1.1 * whole, seen[1.0].upper)
+    assert seen[1.0].upper < seen[0.0].upper
+    assert shor_bound(X, Q, budget=0.01).note.startswith("upper end: sum of")
+    assert attained <= shor_bound(X, Q, budget=1.0).upper <= seen[0.0].upper
+
+
+def test_rows_of_one_direction_are_found_among_many():
+    g = torch.Generator().manual_seed(0)
+    X = torch.randn(300, 5, dtype=torch.float64, generator=g)
+    order = torch.randperm(900, generator=g)
+    many = torch.cat([X, 2.0 * X, -X])[order]
+    groups = relaxation._same_direction(many, many.norm(dim=1))
+    assert int(groups.max()) + 1 == len(groups.unique()) == 600
+    which = torch.empty_like(groups)
+    which[order] = groups
+    assert torch.equal(which[:300], which[300:600])
+    assert not set(which[:300].tolist()) & set(which[600:].tolist())

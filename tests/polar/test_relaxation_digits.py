@@ -26,9 +26,10 @@ def test_two_by_two_filters_in_nine_cells(monkeypatch: pytest.MonkeyPatch) -> No
     assert S / lam == pytest.approx(198, rel=0.02)
     rows = _merged(X, Q)  # adding up rows with one direction changes S but no moment
     several, single, merged = harmonic_moments(rows.X, rows.Q, 30)
-    table = harmonic_coefficients(several, single, S, 4, envelope=False)
+    scale = 2.0**rows.exponent
+    table = scale * harmonic_coefficients(several, single, S / scale, 4, envelope=False)
     assert table / lam == pytest.approx(3.60, rel=0.02)
-    tighter = harmonic_coefficients(several, single, merged, 4)
+    tighter = scale * harmonic_coefficients(several, single, merged, 4)
     assert ascent <= tighter < 0.97 * table
     unmerged, shor = shor_bound(X, Q, merge=False).upper, shor_bound(X, Q).upper
     assert ascent <= shor <= unmerged <= 14.9 * 1.02 * lam

@@ -88,17 +88,22 @@ def small_data(task: str, n: int = 40, d: int = 3, k: int = 2, seed: int = 0) ->
 
 FAMILIES = pytest.mark.parametrize("family", [linear, gated, relu])
 TASKS = pytest.mark.parametrize("task", ["mse", "cross_entropy"])
-BIASES = pytest.mark.parametrize("bias", [(False, False), (True, True), (True, False), (False, True)])
+BOTH, NONE, HIDDEN, OUTPUT = (True, True), (False, False), (True, False), (False, True)
+# each family with both losses and all biases; a certificate's time goes into reading the network
+CASES = [(linear, "mse", NONE), (linear, "cross_entropy", BOTH), (linear, "mse", OUTPUT)]
+CASES += [(gated, "cross_entropy", NONE), (gated, "mse", BOTH), (gated, "cross_entropy", HIDDEN)]
+CASES += [(relu, task, bias) for task in ("mse", "cross_entropy") for bias in (NONE, BOTH)]
+CASES += [(relu, "mse", HIDDEN), (relu, "cross_entropy", OUTPUT)]
+CLOSING = [(family, "mse", bias) for family in (linear, gated) for bias in (NONE, BOTH, HIDDEN, OUTPUT)]
+CLOSING += [(family, "cross_entropy", bias) for family in (linear, gated) for bias in (BOTH, OUTPUT)]
 
 
-@FAMILIES
-@TASKS
-@BIASES
+@pytest.mark.parametrize(("family", "task", "bias"), CASES)
 def test_no_training_of_any_width_gets_below_the_bound(family, task, bias):
     x, y = small_data(task)
     decay = 0.02
-    model = trained(family(3, 6, 2, bias=bias), x, y, decay)
-    result = finding(Subject(model, x, y, weight_decay=decay), 3.0)
+    model = trained(family(3, 6, 2, bias=bias), x, y, decay, 60)
+    result = finding(Subject(model, x, y, weight_decay=decay), 1.0)
     assert result.status == "conditional"
     assert list(result.values) == NAMES
     gap, own, bound, polar, width = result.values.values()
@@ -108,18 +113,16 @@ def test_no_training_of_any_width_gets_below_the_bound(family, task, bias):
     assert 0.0 <= gap.lower <= gap.upper
     assert polar.lower <= polar.upper
     assert (own.value - bound.lower) / own.value == pytest.approx(gap.upper, rel=1e-6, abs=1e-12)
-    wide = trained(family(3, 20, 2, bias=bias, seed=1), x, y, decay, 100)
+    wide = trained(family(3, 15, 2, bias=bias, seed=1), x, y, decay, 60)
     assert bound.lower <= objective(wide, x, y, decay).item() * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("family", [linear, gated])
-@TASKS
-@BIASES
+@pytest.mark.parametrize(("family", "task", "bias"), CLOSING)
 def test_linear_and_gated_networks_close(family, task, bias):
     """Enough units of every gate, trained to the end: nothing is left to gain."""
     x, y = small_data(task)
     decay = 0.05
-    model = trained(family(3, 40, 2, bias=bias, seed=1), x, y, decay, 3000)
+    model = trained(family(3, 20, 2, bias=bias, seed=1), x, y, decay, 1000)
     result = finding(Subject(model, x, y, weight_decay=decay))
     assert result.values["gap"].upper < 1e-3
     assert result.values["polar_ratio"].upper < 1.01
@@ -313,9 +316,10 @@ def test_the_chord_holds_below_what_deep_training_reaches(depth, task):
     for seed in range(3):
         torch.manual_seed(seed)
         layers = [nn.Linear(3, 3, bias=level == 0) for level in range(depth - 1)]
-        model = trained(nn.Sequential(*layers, nn.Linear(3, 2)), x, y, decay)
+        model = trained(nn.Sequential(*layers, nn.Linear(3, 2)), x, y, decay, 80)
         best = min(best, objective(model, x, y, decay).item())
-        results.append(finding(Subject(model, x, y, weight_decay=decay)))
+        if seed < 2:
+            results.append(finding(Subject(model, x, y, weight_decay=decay)))
     for result in results:
         assert 0.0 < result.values["dual_bound"].lower <= best
         assert result.values["width"].value == 3

@@ -18,6 +18,7 @@ from theodolite.core.params import Params, count
 from theodolite.linalg.lanczos import gamma
 from theodolite.linalg.spectral import batched_sigma_max
 from theodolite.losses.base import Support
+from theodolite.polar.scaling import balanced, lengths, scaled_back
 from theodolite.value import Value
 
 _WITNESSES = 32
@@ -127,7 +128,7 @@ class GatedReLUAtom(Atom):
 
     def row_bounds(self, support: Support | None = None) -> Tensor:
         """Return |x_i| where any gate lets the sample pass, else 0."""
-        norms = self.X.norm(dim=1) * self.gates.amax(1)
+        norms = lengths(self.X) * self.gates.amax(1)
         return norms if support is None else norms[support.rows]
 
     def merge(self, params: Params) -> Params:
@@ -161,8 +162,9 @@ class GatedReLUAtom(Atom):
         The upper end is proved by Cholesky factorizations, to which the rounding error of forming
         the products is added; with ``budget=0`` it is the sum of |Q_i| |x_i|.
         """
-        Q, X, gates = check_dual(Q, self.shape), self.X.cpu(), self.gates.cpu()
-        crude = row_sum(Q, self.row_bounds())
+        X, Q, exponent = balanced(self.X.cpu(), check_dual(Q, self.shape))
+        gates = self.gates.cpu()
+        crude = row_sum(Q, X.norm(dim=1) * gates.amax(1))
         blocks = torch.stack([X.T @ (gate[:, None] * Q) for gate in gates.T])  # (G, d, K)
         left, sizes, right = torch.linalg.svd(blocks, full_matrices=False)
         rank = sizes.shape[1]
@@ -178,4 +180,5 @@ class GatedReLUAtom(Atom):
         value = float(hidden @ Q @ U[0]) - 4.0 * gamma(len(X) + X.shape[1] + Q.shape[1] + 8) * crude
         witness = tuple(p.contiguous().to(self.X.device) for p in (g, W, U))
         note = "upper end: sum of |Q_i| |x_i|" if upper == crude else "upper end: singular values of X' D_g Q"
-        return Value.bound(min(max(value, 0.0), upper), upper, witness=witness, note=note)
+        found = Value.bound(min(max(value, 0.0), upper), upper, witness=witness, note=note)
+        return scaled_back(found, exponent)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from theodolite.linalg.dense import all_finite
 from theodolite.linalg.lanczos import gamma
 
 
@@ -39,8 +40,8 @@ def as_inputs(X: Any, *, bias: bool = False, columns: int | None = None) -> Tens
             f"X: expected a nonempty real matrix of shape (n, {width}), got {X.dtype} of shape {tuple(X.shape)}"
         )
     X = X.to_dense().double() if X.is_sparse else X.double()
-    bad = int((~torch.isfinite(X)).sum())
-    if bad:
+    if not all_finite(X):
+        bad = int((~torch.isfinite(X)).sum())
         raise ValueError(f"X: expected finite numbers, got {bad} that are NaN or infinite")
     return torch.cat([X, X.new_ones(len(X), 1)], 1) if bias else X
 

@@ -23,6 +23,7 @@ from theodolite.core.params import Params, count
 from theodolite.linalg.lanczos import gamma
 from theodolite.linalg.spectral import sigma_max
 from theodolite.losses.base import Support
+from theodolite.polar.scaling import power, scaled_back
 from theodolite.value import Value
 
 _RANDOM_STARTS = 16
@@ -164,6 +165,8 @@ class QuadraticAtom(Atom):
         is exact (the S-lemma), for each sign of Q.  The rounding error of forming T is added.
         """
         Q, X = check_dual(Q, self.shape), self.X.cpu()
+        exponent = math.frexp(float(Q.abs().max()))[1]
+        Q = power(Q, -exponent)  # exact: no square overflows, or underflows where it matters
         crude = row_sum(Q, self.row_bounds())
         T = self._tensor(X, Q)
         starting = [] if starts is None else [unit(starts[0].detach().cpu())]
@@ -180,7 +183,8 @@ class QuadraticAtom(Atom):
         value -= 4.0 * gamma(len(X) + 2 * X.shape[1] + Q.shape[1] + 12) * crude
         V = unit(self._hidden(X, W).T @ Q)
         witness = tuple(p.contiguous().to(self.X.device) for p in (W, V))
-        return Value.bound(min(max(value, 0.0), upper), upper, witness=witness, note=note)
+        found = Value.bound(min(max(value, 0.0), upper), upper, witness=witness, note=note)
+        return scaled_back(found, exponent)
 
     def _tensor(self, X: Tensor, Q: Tensor) -> Tensor:
         """Return T at s = 1, shape (K, d + 1, d + 1); without its last row and column if beta = gamma = 0."""

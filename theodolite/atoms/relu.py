@@ -27,10 +27,12 @@ from theodolite.atoms.relu_polish import fresh_units, polish
 from theodolite.core.atom import Atom
 from theodolite.core.params import Params, count, join
 from theodolite.linalg.lanczos import gamma
+from theodolite.linalg.spectral import ldexp_rounded
 from theodolite.losses.base import Support
 from theodolite.polar.arrangement import TooManyPatterns, arrangement_polar, patterns
-from theodolite.polar.ascent import relu_ascent
+from theodolite.polar.ascent import relu_ascent, relu_values
 from theodolite.polar.relaxation import relaxation_bound
+from theodolite.polar.scaling import balanced, lengths, scaled_back
 from theodolite.value import Value
 
 if TYPE_CHECKING:
@@ -62,6 +64,12 @@ class ReLUAtom(Atom):
     bias : bool
         Append a column of ones, whose weight (the bias) counts in ``||w||``.
 
+    Attributes
+    ----------
+    persistent : bool
+        Whether the polar's upper end is tightened even where the lower end has refuted the target: for a
+        single certificate, not while there is something to descend.  False.
+
     Raises
     ------
     ValueError
@@ -73,6 +81,7 @@ class ReLUAtom(Atom):
     """
 
     degree = 2
+    persistent = False
 
     def __init__(self, X: Any, n_outputs: int, bias: bool = False) -> None:
         self.bias = bool(bias)
@@ -124,7 +133,7 @@ class ReLUAtom(Atom):
 
     def row_bounds(self, support: Support | None = None) -> Tensor:
         """Return |x_i|: |relu(x_i w) u| <= |x_i| |w| |u|."""
-        norms = self.X.norm(dim=1)
+        norms = lengths(self.X)
         return norms if support is None else norms[support.rows]
 
     def merge(self, params: Params) -> Params:
@@ -169,13 +178,14 @@ class ReLUAtom(Atom):
         Upper ends: enumeration of the patterns, and for several outputs or too many patterns
         the relaxations; with ``budget=0`` the sum of |Q_i| |x_i|.  Lower ends are evaluated.
         """
-        Q, X = check_dual(Q, self.shape), self.X.cpu()
+        X, Q, exponent = balanced(self.X.cpu(), check_dual(Q, self.shape))
+        target = None if target is None else ldexp_rounded(target, -exponent, -1)
         began = time.monotonic()
 
         def left() -> float | None:
             return None if budget is None else max(budget - (time.monotonic() - began), 0.0)
 
-        crude = row_sum(Q, self.row_bounds())
+        crude = row_sum(Q, X.norm(dim=1))
         upper, note = crude, "sum of |Q_i| |x_i|"
         W = [X[Q.norm(dim=1).argmax()][None]]
         if starts is not None:
@@ -185,7 +195,8 @@ class ReLUAtom(Atom):
         table = self.patterns(budget) if proving else None
         if proving and (table is None or (target is not None and Q.shape[1] > 1)):
             W.append(relu_ascent(X, Q, torch.cat(W), seed=seed, budget=_share(left(), 0.3))[0])
-        low = float(self._values(Q, unit(torch.cat(W))).max())
+        values = relu_values(X, Q, unit(torch.cat(W)))
+        low = float(values.max())
         if table is not None:
             found = arrangement_polar(
                 X,
@@ -199,14 +210,17 @@ class ReLUAtom(Atom):
             W.append(found.witness)
             if found.high < upper:
                 upper, note = found.high, found.note
-        low = float(self._values(Q, unit(torch.cat(W))).max())
+            values = relu_values(X, Q, unit(torch.cat(W)))
+            low = float(values.max())
         # proved, or nothing to gain: the relaxations are seldom within a factor of 1.5 of the maximum
         enough = max(wanted, low * (1.5 if table is not None else 1.0 + 1e-9), 1e-10 * crude)
-        if proving and upper > enough and (target is None or low <= target):
-            relaxed = relaxation_bound(X, Q, budget=left(), device=self.X.device)
+        if proving and upper > enough and (self.persistent or target is None or low <= target):
+            seconds = left()  # where none is left the cheap ones still count
+            seconds = None if seconds is None else max(seconds, 1e-3)
+            relaxed = relaxation_bound(X, Q, budget=seconds, device=self.X.device)
             if relaxed.high < upper:
                 upper, note = relaxed.high, relaxed.note.removeprefix("upper end: ")
-        return self._value(Q, unit(torch.cat(W)), upper, note)
+        return scaled_back(self._value(X, Q, unit(torch.cat(W)), values, upper, note), exponent)
 
     def patterns(self, budget: float | None = None) -> Tensor | None:
         """Return all activation patterns of the inputs, (p, n) bool, or None where they are too many.
@@ -229,19 +243,15 @@ class ReLUAtom(Atom):
             return self.X
         return as_inputs(X, bias=self.bias, columns=self.X.shape[1] - self.bias).to(self.X.device)
 
-    def _values(self, Q: Tensor, W: Tensor) -> Tensor:
-        return (Q.T @ torch.relu(self.X.cpu() @ W.T)).norm(dim=0)
-
-    def _value(self, Q: Tensor, W: Tensor, upper: float, note: str) -> Value:
-        """Return the Value whose witnesses are the best of the unit directions W."""
-        values = self._values(Q, W)
+    def _value(self, X: Tensor, Q: Tensor, W: Tensor, values: Tensor, upper: float, note: str) -> Value:
+        """Return the Value whose witnesses are the best of the unit directions W, of known values."""
         order = values.argsort(descending=True)
         first = same_directions(W[order], 1e-9)
         order = order[first == torch.arange(len(order))][:_WITNESSES]
         W = W[order]
-        U = unit(torch.relu(W @ self.X.cpu().T) @ Q)
-        n, d = self.X.shape
-        rounding = 4.0 * gamma(n + d + Q.shape[1] + 8) * row_sum(Q, self.row_bounds())
+        U = unit(torch.relu(W @ X.T) @ Q)
+        n, d = X.shape
+        rounding = 4.0 * gamma(n + d + Q.shape[1] + 8) * row_sum(Q, X.norm(dim=1))
         lower = min(max(float(values[order[0]]) - rounding, 0.0), upper)
         witness = tuple(p.to(self.X.device) for p in (W, U))
         return Value.bound(lower, upper, witness=witness, note="upper end: " + note)

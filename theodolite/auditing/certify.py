@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from theodolite.auditing import run
@@ -49,14 +50,14 @@ def certify(
         Coefficient w > 0 of the objective mean loss + w/2 ||all trained parameters||^2.
     loss : {"cross_entropy", "mse"}, optional
     budget : float, optional
-        Seconds for the polar; 60 when None.
+        Seconds for the polar and setting it up; 60 when None.
     device, seed, name, progress
         As for :func:`theodolite.auditing.run.conduct`.
 
     Returns
     -------
     Report
-        With one finding, OPT006, which has values, or none when it was interrupted.
+        With one finding, OPT006, which has values, or none when it was interrupted before there were any.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def certify(
         If the network is not of such a family, or the data cannot be used: one sentence.
     """
     seconds = SECONDS if budget is None else budget
-    theorem = NetworkCertificate(seconds)
+    theorem = NetworkCertificate(seconds, keep=True)
     report = run.conduct(
         model,
         data,
@@ -82,7 +83,7 @@ def certify(
         raise RuntimeError(finding.traceback)
     if finding.status == "not applicable":
         raise InputError(f"model: cannot be certified: {finding.reason}")
-    return report
+    return dataclasses.replace(report, complete=report.complete and not theorem.interrupted)
 
 
 def render(report: Report) -> Screen:
@@ -139,9 +140,10 @@ def _what_would_help(polar: Value) -> str:
             "What would help: further training, with more units. The polar is known, so that the gap is the "
             "network's own distance from the optimum, or from a stationary point."
         )
+    bound = polar.note.rpartition("upper end: ")[2].removesuffix(", rounding enclosed")
     return (
         "What would help a narrower gap: further training, a larger --budget or weight decay, fewer input "
-        f"dimensions. The polar's upper end is {polar.note.rpartition('upper end: ')[2]}."
+        f"dimensions. The polar's upper end comes from the {bound}."
     )
 
 

@@ -141,7 +141,8 @@ def _decrease(problem: Problem, Z: Tensor, polar: Value, noise: float) -> float:
     first = select(polar.witness, slice(0, 1))
     F, cost = problem.predictions(first), problem.lam * float(problem.atom.theta(first).sum())
     best, start = 0.0, problem.loss.value(Z)
-    step = (polar.low - problem.lam) / (problem.loss.smoothness(Z) * float(F.square().sum()))
+    bend = problem.loss.smoothness(Z) * float(F.square().sum())  # which may underflow
+    step = (polar.low - problem.lam) / bend if bend else 1.0
     while (gain := start - problem.loss.value(Z + step * F) - step * cost) > best:
         best, step = gain, 2.0 * step  # convex along the ray: double as long as it helps
     return best if best > noise else 0.0

@@ -25,6 +25,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from theodolite.linalg.dense import gram
 from theodolite.linalg.lanczos import (
     PAD,
     UNIT_ROUNDOFF,
@@ -138,7 +139,7 @@ def sigma_max(
         upper, note = matrix.ceiling, _NOTES["norms"]
     elif method in ("random", "split"):
         confidence = min(1.0 - delta, math.nextafter(1.0, 0.0))
-    lower, upper = _ldexp(min(lower, upper), matrix.exponent, -1), _ldexp(upper, matrix.exponent, 1)
+    lower, upper = ldexp_rounded(min(lower, upper), matrix.exponent, -1), ldexp_rounded(upper, matrix.exponent, 1)
     return Value.bound(lower, upper, confidence=confidence, note=note)
 
 
@@ -160,7 +161,7 @@ def proves_at_most(A: Any, tau: float) -> bool:
     if not tau >= 0.0:
         raise ValueError(f"tau: expected a nonnegative number, got {tau!r}")
     matrix = _read(A, None, start_generator(0))
-    scaled = _ldexp(tau, -matrix.exponent, -1)
+    scaled = ldexp_rounded(tau, -matrix.exponent, -1)
     if scaled >= matrix.ceiling:
         return True
     if matrix.dense is None:
@@ -212,7 +213,7 @@ def batched_sigma_max(
         exact = chunk.to("cpu", torch.complex128 if mats.is_complex() else torch.float64)
         lower, tau = _inertia(_tall(_scale(exact, -exponent)), tol, max_steps, lower)
         upper = max(upper, tau)
-    return _ldexp(lower, exponent, -1), _ldexp(upper, exponent, 1)
+    return ldexp_rounded(lower, exponent, -1), ldexp_rounded(upper, exponent, 1)
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def _scale(A: Tensor, exponent: int) -> Tensor:
     return A * 2.0**exponent if exponent else A
 
 
-def _ldexp(x: float, exponent: int, toward: int) -> float:
+def ldexp_rounded(x: float, exponent: int, toward: int) -> float:
     """Return x 2^exponent, rounded up (toward = 1) or down (-1) where it is not exact."""
     try:
         y = math.ldexp(x, exponent)
@@ -365,7 +366,7 @@ class _Grams:
 
     def __init__(self, blocks: Tensor) -> None:
         _, self.m, self.n = blocks.shape
-        self.blocks, self.H = blocks, blocks.mH @ blocks
+        self.blocks, self.H = blocks, gram(blocks)
         self.diagonal = self.H.diagonal(dim1=-2, dim2=-1).real
         self.F2 = self.diagonal.sum(1) * (1.0 + 8.0 * gamma(self.m + self.n + 8))
 

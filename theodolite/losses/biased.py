@@ -64,26 +64,25 @@ class BiasedLoss(Loss):
         """Return the best bias, shape (k,), by Newton's method.
 
         The objective is mu-strongly convex in the bias, so that it is within
-        ||gradient||^2 / (2 mu) of its least value: the iteration ends where that is below the
-        rounding of the value itself.
-
-        Raises
-        ------
-        ArithmeticError
-            If it does not end.
+        ||gradient||^2 / (2 mu) of its least value: the iteration goes on until that is below the
+        rounding of the value itself and the gradient falls no further.  With a tiny decay rounding
+        may end it before; what is left is part of :meth:`magnitudes`.
         """
         Z = self._check(Z, "Z")
         if self._known is not None and self._known[0] is Z and self._known[1] == Z._version:
             return self._known[2]
         b, hessian = self._start or (Z.new_zeros(self.shape[1]), self._curvature(Z))
         gradient, value = self._slope(Z, b), self.at(Z, b)
+        best, least, last = b, gradient.norm(), math.inf
         for _ in range(_STEPS):
+            if gradient.norm() < least:
+                best, least = b, gradient.norm()
             if self._ends(gradient, value):
                 value = self.at(Z, b)
-                if self._ends(gradient, value):
-                    self._known, self._start = (Z, Z._version, b), (b, hessian)
-                    return b
-            tried = b - torch.linalg.solve(hessian, gradient)
+                if self._ends(gradient, value) and gradient.norm() >= 0.2 * last:
+                    break  # as near as rounding lets it
+            last = float(gradient.norm())
+            tried = b - _solved(hessian, gradient)
             slope = self._slope(Z, tried)
             if float(slope.norm()) <= 0.2 * float(
                 gradient.norm()
@@ -91,13 +90,14 @@ class BiasedLoss(Loss):
                 b, gradient = tried, slope
                 continue
             hessian, value = self._curvature(Z + b), self.at(Z, b)
-            step, length = torch.linalg.solve(hessian, gradient), 1.0
+            step, length = _solved(hessian, gradient), 1.0
             descent = 1e-4 * float(gradient @ step)
             while self.at(Z, b - length * step) > value - length * descent and length > 1e-6:
                 length /= 2.0
             b = b - length * step
             gradient = self._slope(Z, b)
-        raise ArithmeticError(f"bias: Newton's method did not end within {_STEPS} steps")
+        self._known, self._start = (Z, Z._version, best), (best, hessian)
+        return best
 
     def _slope(self, Z: Tensor, b: Tensor) -> Tensor:
         """Return the gradient in the bias."""
@@ -154,4 +154,14 @@ class BiasedLoss(Loss):
         """Return the sizes that rounding is relative to."""
         b = self.bias(Z)
         primal, dual, rows = self.loss.magnitudes(Z + b, Q)
-        return primal + self.decay * float(b.square().sum()), dual + self._bend(Q), rows
+        # how far the value, and the residual's rows, are from those of the very best bias
+        distance = float(self._slope(Z, b).norm()) / self.decay
+        primal += self.decay * (float(b.square().sum()) + 0.5 * distance**2 / UNIT_ROUNDOFF)
+        rows = rows + self.loss.smoothness(Z + b) * distance / UNIT_ROUNDOFF
+        return primal, dual + self._bend(Q), rows
+
+
+def _solved(hessian: Tensor, gradient: Tensor) -> Tensor:
+    """Return the Newton step, of least norm where rounding leaves the Hessian singular."""
+    step = torch.linalg.lstsq(hessian.cpu(), gradient.cpu()[:, None], driver="gelsd").solution
+    return step.squeeze(1).to(gradient.device)

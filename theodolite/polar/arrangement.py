@@ -24,8 +24,10 @@ from scipy.optimize import minimize, nnls
 from torch import Tensor
 
 from theodolite.linalg.lanczos import PAD, UP, gamma
+from theodolite.linalg.spectral import ldexp_rounded
 from theodolite.polar.ascent import distinct, relu_ascent, relu_values, rounding_margin, unit_rows
 from theodolite.polar.cells import PARALLEL, TooManyPatterns, pattern_bound, patterns
+from theodolite.polar.scaling import balanced, scaled_back
 from theodolite.value import Value
 
 __all__ = ["TooManyPatterns", "arrangement_polar", "pattern_bound", "patterns"]
@@ -55,7 +57,9 @@ def arrangement_polar(
 
     Rounding: every upper end carries ``(1e-12 + gamma_k)`` times :math:`\sum_i\|Q_i\|\|x_i\|` plus the
     multipliers' sum: that covers the float64 rounding of the products and signs of entries of Xw below
-    1e-12 ||x_i||, to which the list of patterns is complete.
+    1e-12 ||x_i||.  Cells that float64 cannot tell from their boundary, thinner than about 1e-7, may not be
+    listed: a maximum inside one, where F is stationary, exceeds F on its boundary, and so a neighbor's bound, by
+    half the square of the distance at most, relatively.  Rows are scaled by powers of two first.
 
     Parameters
     ----------
@@ -107,13 +111,15 @@ def arrangement_polar(
         return Value.bound(0.0, 0.0, witness=w, note="no row has both an input and a weight")
     if not used.all():
         X, Q, patterns = X[used], Q[used], patterns[:, used]
-    search = _Search(X, Q, target, deadline)
+    X, Q, exponent = balanced(X, Q)
+    search = _Search(X, Q, None if target is None else ldexp_rounded(target, -exponent, -1), deadline)
     search.ascend(starts, seed)
     upper = _one_output(search, patterns) if Q.shape[1] == 1 else _several_outputs(search, patterns)
     W, values = torch.cat(search.pool), torch.cat(search.values)
     witness = distinct(W, values, most=k_best)
     note = f"{len(patterns):,} activation patterns (cells told apart in float64), weak duality on each, its rounding enclosed"
-    return Value.bound(search.lower, max(search.lower, upper * UP), witness=witness, note=note)
+    found = Value.bound(search.lower, max(search.lower, upper * UP), witness=witness, note=note)
+    return scaled_back(found, exponent)
 
 
 _patterns = patterns  # the argument of that name hides it

@@ -19,6 +19,7 @@ __all__ = ["ascend", "distinct", "relu_ascent", "relu_values", "rounding_margin"
 
 Params = tuple[Tensor, ...]
 _CHUNK = 1 << 23  # numbers in a temporary tensor
+_MANY, _SAMPLE, _FINALISTS = 16_000, 4_000, 4  # beyond so many rows, starts ascend on a sample first
 
 
 def unit_rows(W: Tensor) -> Tensor:
@@ -62,7 +63,8 @@ def relu_ascent(
     :math:`u=Q^T\mathrm{relu}(Xw)/\|\cdot\|`) and moves along gradients in which the kinks are smoothed,
     :math:`D_i=\mathrm{clip}(\frac12+x_i^Tw/2s\|x_i\|,0,1)`, with a step and a width s of each start's own
     that grow when they help and shrink when they do not.  So it creeps along kinks,
-    where maxima of F often lie, without knowing which of them are active.
+    where maxima of F often lie, without knowing which of them are active.  Where there are many rows, all
+    starts ascend on a sample of them and only a few, the best on all rows, go on there.
 
     Parameters
     ----------
@@ -86,7 +88,7 @@ def relu_ascent(
     Returns
     -------
     W : Tensor, shape (m, d)
-        Unit rows, best first.
+        Unit rows, best first: one for each start, or those few.
     values : Tensor, shape (m,)
         F at these rows, as computed.
     """
@@ -96,7 +98,38 @@ def relu_ascent(
     X, Q, norms = X[norms > 0.0], Q[norms > 0.0], norms[norms > 0.0]
     if not len(W) or not len(X):
         return W, W.new_zeros(len(W))
-    values, best = relu_values(X, Q, W), W.clone()
+    if len(X) <= _MANY:
+        values, best = _climb(X, Q, norms, W, relu_values(X, Q, W), deadline, max_steps, tol)
+    else:
+        now = time.monotonic()
+        chosen = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))[:_SAMPLE]
+        some = X[chosen], Q[chosen]
+        before = relu_values(*some, W)
+        soon = now + 0.25 * (deadline - now)
+        after, tried = _climb(*some, norms[chosen], W, before, soon, max_steps, tol)
+        # a sample misleads: the best starts themselves stay in the field
+        field = torch.cat(
+            [A[v.argsort(descending=True)[: 2 * _FINALISTS]] for v, A in ((after, tried), (before, W))]
+        )
+        values = relu_values(X, Q, field)
+        top = values.argsort(descending=True, stable=True)[:_FINALISTS]
+        values, best = _climb(X, Q, norms, field[top], values[top], deadline, max_steps, tol)
+    order = values.argsort(descending=True, stable=True)
+    return best[order], values[order]
+
+
+def _climb(
+    X: Tensor,
+    Q: Tensor,
+    norms: Tensor,
+    W: Tensor,
+    values: Tensor,
+    deadline: float,
+    max_steps: int,
+    tol: float,
+) -> tuple[Tensor, Tensor]:
+    """Ascend from unit rows W with known values; return the values and the rows, in the same order."""
+    values, best = values.clone(), W.clone()
     step = torch.full((len(W), 1), 0.5, dtype=W.dtype)
     width = torch.full((len(W), 1), 0.3, dtype=W.dtype)
     alive = torch.arange(len(W))
@@ -127,8 +160,7 @@ def relu_ascent(
             going |= width[alive, 0] > 1e-6
             marked[alive] = values[alive]
             alive = alive[going]
-    order = values.argsort(descending=True, stable=True)
-    return best[order], values[order]
+    return values, best
 
 
 def _starting_points(X: Tensor, starts: Tensor | None, n_starts: int, seed: int) -> Tensor:

@@ -16,11 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from theodolite.linalg.dense import all_finite
+
 __all__ = ["TooManyPatterns", "pattern_bound", "patterns"]
 
 PARALLEL = 1e-12
 """Rows whose directions differ by less than this are one line."""
 _CHUNK = 1 << 22  # numbers in a temporary array
+_FEW = 2_000  # rows on whose account alone many more are refused
 
 Array = NDArray[np.float64]
 Words = NDArray[np.uint64]
@@ -52,7 +55,8 @@ def patterns(X: Tensor, *, limit: int = 100_000) -> Tensor:
 
     Rounding: an entry of a ray's sign vector that its error bound cannot separate from zero counts as
     zero and takes both signs.  That may add patterns that no w has, which loosens no bound that is a
-    maximum over cells; rows count as parallel when their directions are within 1e-12.
+    maximum over cells, and may lose cells thinner than about 1e-7, between rows so close to each other; rows
+    count as parallel when their directions are within 1e-12.
 
     Parameters
     ----------
@@ -73,17 +77,16 @@ def patterns(X: Tensor, *, limit: int = 100_000) -> Tensor:
     ValueError
         If X is not a finite matrix.
     """
-    if not isinstance(X, Tensor) or X.ndim != 2 or not X.isfinite().all():
+    if not isinstance(X, Tensor) or X.ndim != 2 or not all_finite(X):
         got = tuple(X.shape) if isinstance(X, Tensor) else type(X).__name__
         raise ValueError(f"X: expected a finite tensor of shape (n, d), got {got}")
     rows = X.detach().to("cpu", torch.float64).numpy()
+    if len(rows) > _FEW:
+        _refuse_many(_lines(rows[:_FEW])[0], limit)  # a part of the rows has no more patterns than all
     lines, line, flipped = _lines(rows)
     if not len(lines):
         return torch.zeros(1, len(rows), dtype=torch.bool)
-    if _certainly_more(lines, limit):  # spares the decomposition of a large matrix
-        raise TooManyPatterns(
-            f"X: expected at most {limit:,} patterns, got {len(lines)} rows of too high a rank"
-        )
+    _refuse_many(lines, limit)  # spares the decomposition of a large matrix
     # What the rank neglects may have been all that told two lines apart.
     lines, again, turned = _lines(_row_space(lines))
     m, d = lines.shape
@@ -130,13 +133,17 @@ def _lines(rows: Array) -> tuple[Array, NDArray[np.int64], NDArray[np.bool_]]:
     return unit[kept], line, flipped
 
 
-def _certainly_more(lines: Array, limit: int) -> bool:
-    """Return whether a few rows alone have a rank with which the bound of the patterns exceeds the limit."""
+def _refuse_many(lines: Array, limit: int) -> None:
+    """Refuse lines of which a few alone have a rank with which the bound of the patterns exceeds the limit."""
     allowed = 0
     while allowed < lines.shape[1] and pattern_bound(len(lines), allowed + 1) <= limit:
         allowed += 1
     # far above the tolerance of the rank of all rows, whose singular values are no smaller
-    return int(np.linalg.matrix_rank(lines[: 4 * (allowed + 1)], rtol=1e-5)) > allowed
+    some = lines[: 4 * (allowed + 1)]
+    if len(some) > allowed and int(np.linalg.matrix_rank(some, rtol=1e-5)) > allowed:
+        raise TooManyPatterns(
+            f"X: expected at most {limit:,} patterns, got {len(lines)} rows of too high a rank"
+        )
 
 
 def _row_space(lines: Array) -> Array:
@@ -158,12 +165,12 @@ def _cells(lines: Array) -> Words:
     choices = np.array(list(itertools.product([False, True], repeat=d - 1)))
     found, special = [], []
     for subset in _subsets(m, d - 1, max(1, _CHUNK // (m + bits.shape[1] * len(choices)))):
-        rays, volume = _null_vectors(lines[subset])
-        good = volume > 1e-12
-        subset, rays, volume = subset[good], rays[good], volume[good]
+        rays, least = _null_vectors(lines[subset])
+        good = least > 1e-12
+        subset, rays, least = subset[good], rays[good], least[good]
         heights = rays @ lines.T
-        # A ray's error is at most about d u / volume: |y_i . ray| below that proves no sign.
-        zero = np.abs(heights) <= (16.0 * d * 2.0**-52 / volume)[:, None]
+        # A ray's error is at most about d u / sigma_min: |y_i . ray| below that proves no sign.
+        zero = np.abs(heights) <= (16.0 * d * 2.0**-52 / least)[:, None]
         np.put_along_axis(zero, subset, True, axis=1)
         simple = zero.sum(axis=1) == d - 1
         base = _pack((heights > 0.0) & ~zero)
@@ -206,7 +213,11 @@ def _subsets(m: int, size: int, chunk: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _null_vectors(subsets: Array) -> tuple[Array, Array]:
-    """Return unit vectors orthogonal to the rows of each (d - 1, d) matrix, and the rows' volumes."""
+    """Return unit vectors orthogonal to the rows of each (d - 1, d) matrix, and about its smallest singular value.
+
+    That is at least the rows' volume over a constant; but the volume of several rows close to each other is a
+    product of small numbers, and says nothing when it is tiny.
+    """
     d = subsets.shape[2]
     if d == 2:
         ray = np.stack([-subsets[:, 0, 1], subsets[:, 0, 0]], axis=1)
@@ -214,7 +225,13 @@ def _null_vectors(subsets: Array) -> tuple[Array, Array]:
         ray = np.cross(subsets[:, 0], subsets[:, 1])
     else:
         q, r = torch.linalg.qr(torch.from_numpy(subsets).mT, mode="complete")
-        return q[..., -1].numpy(), r.diagonal(dim1=-2, dim2=-1).prod(dim=-1).abs().numpy()
+        least = r.diagonal(dim1=-2, dim2=-1).prod(dim=-1).abs()
+        flat = least < 1e-3
+        if bool(flat.any()):
+            eye = torch.eye(d - 1, dtype=r.dtype).expand(int(flat.sum()), -1, -1)
+            inverse = torch.linalg.solve_triangular(r[flat, : d - 1], eye, upper=True)
+            least[flat] = 1.0 / torch.linalg.matrix_norm(inverse)  # zero, or NaN, for dependent rows
+        return q[..., -1].numpy(), least.numpy()
     volume = np.linalg.norm(ray, axis=1)
     return ray / np.maximum(volume, 1e-300)[:, None], volume
 

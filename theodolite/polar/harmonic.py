@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from torch import Tensor
 
+from theodolite.linalg.dense import gram
 from theodolite.linalg.lanczos import PAD, UNIT_ROUNDOFF, UP, gamma
 from theodolite.linalg.spectral import sigma_max
 
@@ -101,10 +102,10 @@ def harmonic_moments(
         grams = _by_tiles(directions, weights, degree, deadline, device)
         grams = grams if len(grams) > 1 else _by_features(directions, weights, min(degree, 2))
     several, single = [], []
-    for k, gram in enumerate(grams):
+    for k, product in enumerate(grams):
         error = (kernel_error(d, k) + 2.0 * gamma(2 * n + 4 * d + Q.shape[1] + 32)) * (S * PAD) ** 2
-        several.append(math.sqrt(sigma_max(gram[:-1, :-1]).high + error) * UP)
-        single.append(math.sqrt(max(0.0, float(gram[-1, -1])) + error) * UP)
+        several.append(math.sqrt(sigma_max(product[:-1, :-1]).high + error) * UP)
+        single.append(math.sqrt(max(0.0, float(product[-1, -1])) + error) * UP)
     return several, single, S
 
 
@@ -119,7 +120,7 @@ def _by_features(directions: Tensor, weights: Tensor, degree: int) -> list[Tenso
     if degree >= 2:
         columns = []
         for column in weights.unbind(1):  # one column at a time: sum_i q_i x_i x_i' is one d x d product
-            columns.append(((directions * column[:, None]).T @ directions).flatten())
+            columns.append(gram(directions, directions * column[:, None]).flatten())
         square = torch.stack(columns)
         grams.append((d * (square @ square.T) - grams[0]) / (d - 1))
     return grams

@@ -30,6 +30,7 @@ from theodolite.atoms.gated import GatedReLUAtom
 from theodolite.atoms.relu import ReLUAtom
 from theodolite.core.params import Params, select
 from theodolite.core.problem import Problem
+from theodolite.linalg.dense import all_finite
 from theodolite.linalg.lanczos import gamma
 from theodolite.losses.biased import BiasedLoss
 from theodolite.theorems.base import NotApplicable, Verdict, by_structure
@@ -182,7 +183,7 @@ def network_problem(subject: Subject) -> NetworkProblem:
         X = torch.cat([X, X.new_ones(len(X), 1)], 1)
     c = _weight(subject, found.output_bias) if found.output_bias else None
     trained = [p.detach().cpu().double() for p in subject.parameters.values()]
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in (X, *trained)):
+    if not all(all_finite(tensor) for tensor in (X, *trained)):
         raise NotApplicable("a weight, or an input of the first layer, is NaN or infinite")
     with torch.no_grad():
         W, U = (W, rest[0].T) if found.depth == 2 else _as_two_layers(W, rest)
@@ -245,7 +246,9 @@ def _atom(
     """Return the family of the hidden units and the units themselves."""
     outputs = U.shape[1]
     if found.activation == "relu":
-        return ReLUAtom(X, outputs), (W, U)
+        atom = ReLUAtom(X, outputs)
+        atom.persistent = True
+        return atom, (W, U)
     if found.gate is None:
         # a linear unit is one behind a gate that is always open
         return GatedReLUAtom(X, outputs, X.new_ones(len(X), 1)), (W.new_zeros(len(W)).long(), W, U)

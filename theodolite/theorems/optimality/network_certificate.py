@@ -32,7 +32,10 @@ class NetworkCertificate(Theorem):
     Parameters
     ----------
     seconds : float
-        For the polar.
+        For the polar and setting it up, of which at least half goes to the polar.
+    keep : bool
+        Whether an interrupt while the polar is bounded leaves the cheapest bound, and sets ``interrupted``,
+        instead of stopping the audit.
     """
 
     code = "OPT006"
@@ -52,17 +55,26 @@ class NetworkCertificate(Theorem):
     reducers = (NetworkInputs,)
     sensitive = frozenset({"rescaling", "dead units"})
 
-    def __init__(self, seconds: float = _SECONDS) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float = _SECONDS, keep: bool = False) -> None:
+        self.seconds, self.keep = seconds, keep
+        self.interrupted = False
 
     def compute(self, subject: Subject) -> dict[str, Value]:
         """Return the gap of the network, the bound below it and the polar's bracket."""
+        began = time.monotonic()
         network = network_problem(subject)
-        seconds = self.seconds
+        now = time.monotonic()
+        seconds = max(self.seconds - (now - began), 0.5 * self.seconds)
         if subject.deadline is not None:
-            seconds = min(seconds, max(1.0, subject.deadline - time.monotonic()))
+            seconds = min(seconds, max(0.0, subject.deadline - now))
         seed = int(subject.generator(f"{self.code}/polar").initial_seed())
-        certificate = network.problem.certify(network.params, tol=TOLERANCE, budget=seconds, seed=seed)
+        try:
+            certificate = network.problem.certify(network.params, tol=TOLERANCE, budget=seconds, seed=seed)
+        except KeyboardInterrupt:
+            if not self.keep:
+                raise
+            self.interrupted = True
+            certificate = network.problem.certify(network.params, tol=TOLERANCE, budget=0.0, seed=seed)
         objective, decay = network.objective, network.problem.lam
         rounding = certificate.objective - network.balanced + network.rounding
         best, decrease = certificate.objective, certificate.decrease

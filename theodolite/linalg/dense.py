@@ -1,0 +1,35 @@
+"""Passes over large dense matrices at less than the obvious cost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_WIDTH = 96  # columns computed together
+_LARGE = 1 << 26  # products from which it is worth the trouble
+
+
+def all_finite(A: Tensor) -> bool:
+    """Return whether no entry is NaN or infinite, without a mask of all entries."""
+    return not A.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(A))).all())
+
+
+def gram(A: Tensor, B: Tensor | None = None) -> Tensor:
+    """Return A' B where that is known to be symmetric (Hermitian), each entry one inner product.
+
+    Parameters
+    ----------
+    A : Tensor, shape (..., m, n)
+    B : Tensor, shape (..., m, n), optional
+        A times a real diagonal matrix from the left; A itself by default.
+    """
+    B = A if B is None else B
+    m, n = A.shape[-2:]
+    if n <= 2 * _WIDTH or m * n * n < _LARGE:
+        return A.mH @ B
+    H = torch.empty(*A.shape[:-2], n, n, dtype=A.dtype, device=A.device)
+    for start in range(0, n, _WIDTH):
+        strip = A[..., start:].mH @ B[..., start : start + _WIDTH]
+        H[..., start:, start : start + _WIDTH] = strip
+        H[..., start : start + _WIDTH, start:] = strip.mH
+    return H
