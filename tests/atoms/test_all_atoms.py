@@ -10,7 +10,9 @@ from theodolite.core.atom import Atom
 
 
 def test_every_family_is_announced():
-    modules = [importlib.import_module(f"theodolite.atoms.{m.name}") for m in pkgutil.iter_modules(atoms.__path__)]
+    modules = [
+        importlib.import_module(f"theodolite.atoms.{m.name}") for m in pkgutil.iter_modules(atoms.__path__)
+    ]
     found = {
         thing
         for module in modules

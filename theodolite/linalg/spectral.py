@@ -139,7 +139,10 @@ def sigma_max(
         upper, note = matrix.ceiling, _NOTES["norms"]
     elif method in ("random", "split"):
         confidence = min(1.0 - delta, math.nextafter(1.0, 0.0))
-    lower, upper = ldexp_rounded(min(lower, upper), matrix.exponent, -1), ldexp_rounded(upper, matrix.exponent, 1)
+    lower, upper = (
+        ldexp_rounded(min(lower, upper), matrix.exponent, -1),
+        ldexp_rounded(upper, matrix.exponent, 1),
+    )
     return Value.bound(lower, upper, confidence=confidence, note=note)
 
 
