@@ -156,3 +156,14 @@ def test_no_restart_gets_below_the_dual_bound(family, units):
         assert lowest >= certificate.dual_bound, (family.__name__, seed)
         # an attack that does not come near could not refute a bound that is too high
         assert lowest <= certificate.objective * 1.02, (family.__name__, seed)
+
+
+@pytest.mark.parametrize("family", [matrix, columns, linear_net, relu, relu_one_output, gated, quadratic])
+def test_no_random_search_gets_above_the_polar(family):
+    for seed in range(10):
+        atom, _, _ = family(seed)
+        Q = normal(*atom.shape, seed=seed + 7)
+        upper, draws = atom.polar(Q).high, atom.init(1000, seed=seed)
+        values = (atom.each(draws) @ Q.reshape(-1)) / atom.theta(draws)
+        assert float(values.abs().max()) <= upper * (1 + 1e-14), (family.__name__, seed)
+        assert float(values.abs().max()) >= 0.2 * upper  # a search that finds nothing refutes nothing
