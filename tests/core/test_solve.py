@@ -226,3 +226,20 @@ def test_pruning_keeps_predictions_and_does_not_raise_theta():
     assert float(problem.atom.theta(fewer).sum()) <= float(problem.atom.theta(params).sum()) * (1 + 1e-12)
     assert count(repair.prune(problem, zero)) == 0
     assert count(repair.prune(problem, problem.atom.init(0))) == 0
+
+
+def test_a_bound_that_a_later_incumbent_refutes_raises():
+    class Broken(Entry):
+        """Its first polar is far too small, the later ones are right."""
+
+        calls = 0
+
+        def polar(self, Q, **options):
+            value = super().polar(Q)
+            Broken.calls += 1
+            if Broken.calls == 1:
+                return type(value).bound(0.0, 0.51, witness=value.witness)
+            return value
+
+    with pytest.raises(ArithmeticError, match="refutes its upper end"):
+        Problem(SquaredLoss(normal(6, 4)), Broken((6, 4)), 0.5).solve(tol=1e-9)

@@ -41,8 +41,7 @@ class Certificate:
     polar : Value
         Bound of the polar of the residual R, which at an optimum is ``lam``.
     verdict : {"closed", "improvable", "undecided"}
-        Closed: the relative gap is at most ``tol``.  Improvable: one more subnetwork, the polar's witness,
-        lowers the objective by ``decrease``.  Undecided: neither was shown.
+        Gap <= tol; else one more unit, the polar's witness, lowers the objective by ``decrease``; else neither.
     decrease : float
         Evaluated (not predicted) decrease by the witness; 0 when there is none.
     stationarity : float
@@ -87,6 +86,15 @@ def judge(gap: float, tol: float, decrease: float) -> Verdict:
     return "closed" if gap <= tol else "improvable" if decrease > 0.0 else "undecided"
 
 
+def unbeaten(dual_bound: float, objective: float) -> float:
+    """Return a dual bound, or raise where an attained objective refutes it; rounding is enclosed in both."""
+    if dual_bound > objective:
+        raise ArithmeticError(
+            f"atom: its polar is too small, {dual_bound} > {objective} refutes its upper end"
+        )
+    return dual_bound
+
+
 def certify(
     problem: Problem, params: Params, *, tol: float, budget: float | None, seed: int, delta: float
 ) -> Certificate:
@@ -114,14 +122,10 @@ def certify(
     else:
         dual_bound = ray_bound(loss, Z, R, lam, polar.high, repair)
         gap = relative_gap(objective + error, dual_bound)
-    if dual_bound > objective + error:  # rounding is enclosed: a bound that was beaten proves nothing
-        raise ArithmeticError(
-            f"atom: its polar is too small, {dual_bound} > {objective} refutes its upper end"
-        )
     decrease = _decrease(problem, Z, polar, 4.0 * error) if gap > tol else 0.0
     return Certificate(
         objective=objective + error,
-        dual_bound=dual_bound,
+        dual_bound=unbeaten(dual_bound, objective + error),
         gap=gap,
         polar=polar,
         lam=lam,

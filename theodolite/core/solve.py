@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from theodolite.core.certificate import Certificate, certify, judge
+from theodolite.core.certificate import Certificate, certify, judge, unbeaten
 from theodolite.core.params import Params, count
 from theodolite.core.repair import not_worse, prune, reweight
 from theodolite.linalg.lanczos import FailureLedger
@@ -111,7 +111,7 @@ class Solver:
         seconds = None if left == math.inf else max(left, 0.0)
         fresh = certify(self.problem, params, tol=self.tol, budget=seconds, seed=seed, delta=delta)
         self.spent += 1.0 - fresh.confidence
-        self.dual = max(self.dual, fresh.dual_bound)
+        self.dual = unbeaten(max(self.dual, fresh.dual_bound), fresh.objective)
         gap = min(fresh.gap, relative_gap(fresh.objective, self.dual))
         verdict, sure = judge(gap, self.tol, fresh.decrease), 1.0 - self.spent
         self.params = params
