@@ -1,7 +1,4 @@
-r"""A problem: loss, family of subnetworks, regularization.
-
-.. math:: \min_{r, W_1..W_r}\ P(W) = \ell\Big(\sum_{i=1}^r\phi(W_i)\Big) + \lambda\sum_{i=1}^r\theta(W_i)
-"""
+r"""A problem: :math:`\min_{r, W_1..W_r}\ \ell(\sum_{i=1}^r\phi(W_i)) + \lambda\sum_{i=1}^r\theta(W_i)`."""
 
 from __future__ import annotations
 
