@@ -222,7 +222,7 @@ def _null_vectors(subsets: Array) -> tuple[Array, Array]:
     if d == 2:
         ray = np.stack([-subsets[:, 0, 1], subsets[:, 0, 0]], axis=1)
     elif d == 3:
-        ray = np.cross(subsets[:, 0], subsets[:, 1])
+        ray = np.cross(subsets[:, 0], subsets[:, 1]).astype(np.float64, copy=False)
     else:
         q, r = torch.linalg.qr(torch.from_numpy(subsets).mT, mode="complete")
         least = r.diagonal(dim1=-2, dim2=-1).prod(dim=-1).abs()

@@ -45,6 +45,7 @@ def convolution_dictionary(
             for tap in itertools.product(*(range(k) for k in kernel)):
                 place = [(c + d * t) % n for c, d, t, n in zip(corner, dilation, tap, sizes, strict=True)]
                 for channel in range(channels):
-                    image[(first + channel, *place)] = float(weight[(number, channel, *tap)])
+                    pixel, entry = (first + channel, *place), (number, channel, *tap)
+                    image[pixel] = float(weight[entry])
             atoms.append(image.flatten())
     return torch.stack(atoms, 1)

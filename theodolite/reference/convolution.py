@@ -59,5 +59,6 @@ def matrix(
                 if any(r is None for r in read):
                     continue
                 for i in range(per_group):
-                    result[(o, *t, group * per_group + i, *read)] += weight[(o, i, *j)]
+                    entry, tap = (o, *t, group * per_group + i, *read), (o, i, *j)
+                    result[entry] += weight[tap]
     return result.reshape(out_channels * int(np.prod(out)), -1)
