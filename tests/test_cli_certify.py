@@ -70,6 +70,12 @@ def test_the_screen(name, family):
     assert 0.0 < gap["lower"] < gap["upper"] <= 1.0
 
 
+def test_no_time_at_all_gives_the_loosest_bound():
+    result = call(f"{NETS}:two_layer_relu", "--data", "digits.npz", "--weight-decay", "1", "--budget", "0")
+    assert result.exit_code == 0, result.output
+    assert "lower bound" in result.output
+
+
 def test_a_network_that_is_optimal_is_closed():
     model = torch.nn.Sequential(torch.nn.Linear(64, 2, bias=False), torch.nn.Linear(2, 10, bias=False))
     Path("zero.py").write_text(

@@ -310,8 +310,8 @@ def _whole(option: str, text: str) -> int:
         raise Refusal(f"{option}: expected a whole number, got {text!r}") from None
 
 
-def _seconds(text: str | None) -> float | None:
-    """Return seconds from "60s", "5m", "1h" or "60"."""
+def _seconds(text: str | None, zero: bool = False) -> float | None:
+    """Return seconds from "60s", "5m", "1h" or "60"; 0 where that makes sense."""
     if text is None:
         return None
     match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*(s|m|min|h|)\s*", text.lower())
@@ -319,7 +319,7 @@ def _seconds(text: str | None) -> float | None:
         seconds = float(match[1]) * _UNITS[match[2]] if match else math.nan
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
+    if not (0 < seconds < math.inf or (zero and seconds == 0)):
         raise Refusal(f"--budget: expected a positive time such as 60s, 5m or 1h, got {text!r}")
     return seconds
 
@@ -333,7 +333,7 @@ def _seconds(text: str | None) -> float | None:
     metavar="W",
     help="Coefficient of the coupled weight decay that the model was trained with, > 0.",
 )
-@click.option("--budget", metavar="TIME", help="Time for the polar: 60s (the default), 5m, 1h.")
+@click.option("--budget", metavar="TIME", help="Time for the polar: 60s (the default), 5m, 0 for the loosest.")
 @click.option("--json", "json_", metavar="FILE", help="Write the certificate as JSON.")
 @click.option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1, mps.")
 @click.option("--seed", metavar="N", default="0", help="Every random draw follows from it (0).")
@@ -358,7 +358,7 @@ def _certify(model: str, options: dict[str, Any]) -> int:
 
     settings = {
         "weight_decay": _number("--weight-decay", options["weight_decay"]),
-        "budget": _seconds(options["budget"]),
+        "budget": _seconds(options["budget"], zero=True),
         "seed": _whole("--seed", options["seed"]),
         "device": options["device"],
         "loss": options["loss"],
