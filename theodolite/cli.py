@@ -333,7 +333,9 @@ def _seconds(text: str | None, zero: bool = False) -> float | None:
     metavar="W",
     help="Coefficient of the coupled weight decay that the model was trained with, > 0.",
 )
-@click.option("--budget", metavar="TIME", help="Time for the polar: 60s (the default), 5m, 0 for the loosest.")
+@click.option(
+    "--budget", metavar="TIME", help="Time for the polar: 60s (the default), 5m, 0 for the loosest."
+)
 @click.option("--json", "json_", metavar="FILE", help="Write the certificate as JSON.")
 @click.option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1, mps.")
 @click.option("--seed", metavar="N", default="0", help="Every random draw follows from it (0).")
