@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize, nnls
+from scipy.optimize import lsq_linear, minimize, nnls
 from torch import Tensor
 
 from theodolite.linalg.lanczos import PAD, UP, gamma
@@ -266,15 +267,20 @@ def _project(search: _Search, g: Tensor, pattern: Tensor, unit: float) -> float:
 
 
 def _multipliers(A: Tensor, b: Tensor) -> Tensor:
-    """Return mu >= 0 that minimizes |A mu - b|; zeros, as valid as any, where the method runs out of steps."""
-    nothing = torch.zeros(A.shape[1], dtype=A.dtype)
-    if not len(nothing):  # on which SciPy 1.17 frees memory twice
-        return nothing
-    try:
-        mu, _ = nnls(A.numpy(), b.numpy(), maxiter=50 * len(nothing))
-    except RuntimeError:
-        return nothing
-    return torch.from_numpy(mu) if np.isfinite(mu).all() else nothing
+    """Return mu >= 0 that minimizes |A mu - b|; any is valid, so that a method may run out of steps."""
+    best = np.zeros(A.shape[1])
+    if not len(best):  # on which SciPy 1.17 frees memory twice
+        return torch.from_numpy(best)
+    matrix, target = A.numpy(), b.numpy()
+    with suppress(RuntimeError):
+        best, _ = nnls(matrix, target, maxiter=50 * len(best))
+    rest = target - matrix @ best
+    if not float((matrix.T @ rest).max()) <= 1e-9 * float(np.linalg.norm(target)):
+        # not optimal, as at times with SciPy 1.15
+        other = lsq_linear(matrix, target, bounds=(0.0, np.inf), method="bvls", tol=1e-15).x.clip(min=0.0)
+        if not np.linalg.norm(target - matrix @ other) >= np.linalg.norm(rest):
+            best = other
+    return torch.from_numpy(best if np.isfinite(best).all() else np.zeros_like(best))
 
 
 def _several_outputs(search: _Search, patterns: Tensor) -> float:
