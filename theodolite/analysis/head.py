@@ -28,12 +28,12 @@ from torch import Tensor
 
 from theodolite.analysis.graph import Graph, Node
 from theodolite.analysis.head_solver import Progress, newton
+from theodolite.linalg.lanczos import gamma
 from theodolite.losses import CrossEntropyLoss, SampleLoss, SquaredLoss, accurate_sum
 from theodolite.value import relative_gap
 
 BiasDecay = Literal["decayed", "free", "none"]
 
-_UNIT = 2.0**-53
 _BLOCK_BYTES = 128 << 20
 _CACHE_BYTES = 512 << 20
 _SAME = frozenset("alias clone contiguous detach dropout native_dropout lift_fresh_copy".split())
@@ -155,11 +155,6 @@ class HeadSolution:
     def gap(self) -> float:
         """Relative distance to the optimum that is not excluded, rounding enclosed; never negative."""
         return relative_gap(self.objective + self.rounding, self.dual_bound)
-
-
-def gamma(length: int) -> float:
-    """Return k u / (1 - k u), u = 2^-53: the relative error of a float64 sum of k products."""
-    return length * _UNIT / (1.0 - length * _UNIT)
 
 
 class HeadProblem:
