@@ -15,7 +15,6 @@ our dual bound, relatively.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.timing import alternate, limit_threads
+from benchmarks.timing import alternate, read_options
 from theodolite.atoms import MatrixAtom, ReLUAtom
 from theodolite.core.problem import Problem
 from theodolite.losses import MaskedSquaredLoss, SquaredLoss
@@ -109,18 +108,7 @@ def completion(n: int) -> tuple[Problem, Peer]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--case", choices=CASES, default=CASES[0])
-    parser.add_argument("--list", action="store_true", help="list the cases and stop")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
-    if options.list:
-        print("\n".join(CASES))
-        return
-    limit_threads(options.threads)
+    options = read_options(__doc__, CASES, CASES[0], runs=3)
     family, *numbers = options.case.split("-")
     problem, peer = {"relu": relu, "nuclear": nuclear, "completion": completion}[family](*map(int, numbers))
     certificate = problem.solve(tol=TOL).certificate

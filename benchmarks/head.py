@@ -13,7 +13,6 @@ at which that gap is within the tolerance that ours proves.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.timing import alternate, limit_threads
+from benchmarks.timing import alternate, read_options
 from theodolite.analysis.head import HeadProblem, relative_gap
 from theodolite.losses import CrossEntropyLoss
 
@@ -46,15 +45,7 @@ def features(case: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def main() -> None:
     """Run one case and print one JSON line last."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=CASES, default="digits")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--list", action="store_true")
-    options = parser.parse_args()
-    if options.list:
-        print("\n".join(CASES))
-        return
-    limit_threads(options.threads)
+    options = read_options(__doc__, CASES, "digits")
     F, y = features(options.case)
     rows, classes = F.numpy(), y.numpy()
     problem = HeadProblem(F, CrossEntropyLoss(y, 10, scale=1 / len(y)), DECAY)

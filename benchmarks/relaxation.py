@@ -12,7 +12,6 @@ better bound lies above what ascent found, relatively.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from benchmarks.timing import limit_threads
+from benchmarks.timing import read_options
 from theodolite.polar.ascent import relu_ascent
 from theodolite.polar.relaxation import harmonic_bound, relaxation_bound, shor_bound
 
@@ -102,16 +101,7 @@ def _descend(parameters: list[Tensor], objective: Callable[[], Tensor]) -> None:
 
 def main() -> None:
     """Run one case and print one JSON line last."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=CASES, default="rows-60000-64-10")
-    parser.add_argument("--degree", type=int)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--list", action="store_true")
-    options = parser.parse_args()
-    if options.list:
-        print("\n".join(CASES))
-        return
-    limit_threads(options.threads)
+    options = read_options(__doc__, CASES, "rows-60000-64-10", degree=None)
     torch.manual_seed(0)
     kind, *sizes = options.case.split("-")
     if kind == "rows":

@@ -9,13 +9,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import torch
 from scipy.sparse.linalg import svds
 
-from benchmarks.timing import alternate, limit_threads
+from benchmarks.timing import alternate, read_options
 from theodolite.linalg.spectral import sigma_max
 
 CASES = ["gauss-256", "gauss-1024", "gauss-2048", "decay-256", "decay-1024", "decay-2048"]
@@ -36,15 +35,7 @@ def matrix(case: str) -> torch.Tensor:
 
 def main() -> None:
     """Run one case and print one JSON line last."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=CASES, default="gauss-1024")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--list", action="store_true")
-    options = parser.parse_args()
-    if options.list:
-        print("\n".join(CASES))
-        return
-    limit_threads(options.threads)
+    options = read_options(__doc__, CASES, "gauss-1024")
     A = matrix(options.case)
     dense = A.numpy()
     seconds = alternate(

@@ -1,14 +1,35 @@
-"""Alternating measurements: the machine's drift meets every contender alike."""
+"""What the benchmarks share: their options, and alternating measurements, which meet the machine's drift alike."""
 
 from __future__ import annotations
 
+import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
+
+
+def read_options(
+    description: str | None, cases: Sequence[str], default: str, **integers: int | None
+) -> argparse.Namespace:
+    """Return the case, the threads (which are set) and further whole numbers; ``--list`` prints the cases and ends."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", choices=cases, default=default)
+    parser.add_argument("--list", action="store_true", help="list the cases and stop")
+    for name, value in {"threads": 1, **integers}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(cases))
+        sys.exit()
+    limit_threads(options.threads)
+    return options
 
 
 def limit_threads(threads: int) -> None:
