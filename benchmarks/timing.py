@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,16 +15,16 @@ from threadpoolctl import threadpool_limits
 
 
 def read_options(
-    description: str | None, cases: Sequence[str], default: str, **integers: int | None
+    description: str | None, cases: Sequence[str], default: str, **further: int | str | None
 ) -> argparse.Namespace:
-    """Return the case, the threads (which are set) and further whole numbers; ``--list`` prints the cases and ends."""
+    """Return the case, the threads (which are set) and further options; ``--list`` prints the cases and ends."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--case", choices=cases, default=default)
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
-    for name, value in {"threads": 1, **integers}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in {"threads": 1, **further}.items():
+        parser.add_argument(f"--{name}", type=str if isinstance(value, str) else int, default=value)
     options = parser.parse_args()
     if options.list:
         print("\n".join(cases))
@@ -38,14 +39,24 @@ def limit_threads(threads: int) -> None:
     threadpool_limits(threads)
 
 
-def alternate(contenders: Mapping[str, Callable[[], Any]], runs: int = 5) -> dict[str, float]:
+@dataclass(frozen=True)
+class Elapsed:
+    """What a contender returns that measures its own seconds: it runs in another process, or on a GPU."""
+
+    seconds: float
+
+
+def alternate(
+    contenders: Mapping[str, Callable[[], Any]], runs: int = 5, *, warm_up: bool = True
+) -> dict[str, float]:
     """Return each contender's median CPU seconds, all of them run in turn after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for contender in contenders.values():
+    for contender in contenders.values() if warm_up else ():
         contender()
     for _ in range(runs):
         for name, contender in contenders.items():
             start = time.process_time()
-            contender()
-            seconds[name].append(time.process_time() - start)
+            result = contender()
+            used = time.process_time() - start
+            seconds[name].append(result.seconds if isinstance(result, Elapsed) else used)
     return {name: statistics.median(values) for name, values in seconds.items()}

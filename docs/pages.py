@@ -1,4 +1,4 @@
-"""Write the pages that follow from the code: theorems, atoms, losses, modules, commands.
+"""Write the pages that follow from the code: theorems, experiments, atoms, losses, modules, commands.
 
 Everything comes from class attributes, docstrings and ``docs/examples``, so that no page can say
 something else than the code does.  Only theodolite itself is needed; sphinx renders what is written.
@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +22,9 @@ import theodolite.core.atom
 import theodolite.losses.base
 from theodolite.auditing import references
 from theodolite.auditing.explain import CHANGES, COSTS
+from theodolite.experiments import ALL as EXPERIMENTS
+from theodolite.experiments import Experiment
+from theodolite.experiments.datasets import PACKAGES
 from theodolite.theorems import ALL as THEOREMS
 from theodolite.theorems.base import Hypothesis, Theorem
 from theodolite.value import Value
@@ -64,7 +67,8 @@ def write(folder: Path) -> list[Path]:
 
 def all_pages() -> dict[str, str]:
     """Return the text of every page by its path."""
-    return theorem_pages() | family_pages("atoms") | family_pages("losses") | module_pages() | command_pages()
+    families = family_pages("atoms") | family_pages("losses")
+    return theorem_pages() | experiment_pages() | families | module_pages() | command_pages()
 
 
 # --- theorems
@@ -138,6 +142,36 @@ def example_lines(finding: dict[str, Any] | None) -> Iterable[str]:
         yield ""
 
 
+# --- experiments
+
+
+def experiment_pages() -> dict[str, str]:
+    """Return a page for each experiment and one that lists them."""
+    intro = "Figures of the field made again, every claim asserted: `theodolite reproduce NAME`."
+    lines = ["# Experiments", "", intro, ""]
+    lines += [f"- [{e.title}]({e.name}.md). {summary(e)}" for e in EXPERIMENTS]
+    lines += ["", *toctree([e.name for e in EXPERIMENTS])]
+    return {"experiments/index.md": text_of(lines)} | {
+        f"experiments/{e.name}.md": experiment_page(e) for e in EXPERIMENTS
+    }
+
+
+def experiment_page(experiment: type[Experiment]) -> str:
+    """Return the page of one experiment."""
+    lines = [f"# {experiment.title}", "", summary(experiment), "", prose(experiment.statement), ""]
+    lines += ["```console", f"$ theodolite reproduce {experiment.name}", "```", ""]
+    if experiment.needs is not None:
+        package = PACKAGES[experiment.needs]
+        lines += [f"It reads {package.data} from a package: `{package.command}`.", ""]
+    lines += ["## Sources", ""]
+    for source in references.resolve(experiment.reference):
+        lines.append(f"- {escaped(source.text)} {{cite:p}}`{source.key}`")
+    lines += ["", "## Code", ""]
+    name = f"{experiment.__module__}.{experiment.__qualname__}"
+    lines += rst(f".. autoclass:: {name}", "   :no-members:", "   :no-inherited-members:")
+    return text_of(lines)
+
+
 # --- atoms and losses
 
 
@@ -187,7 +221,7 @@ def modules() -> dict[str, tuple[str, dict[str, str]]]:
 
     What it defines is a dict from name to directive, ``autoclass`` or ``autofunction``.
     """
-    paged = {c.__module__ for c in (*THEOREMS, *families("atoms"), *families("losses"))}
+    paged = {c.__module__ for c in (*THEOREMS, *EXPERIMENTS, *families("atoms"), *families("losses"))}
     directives = {ast.ClassDef: "autoclass", ast.FunctionDef: "autofunction"}
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -209,7 +243,11 @@ def module_pages() -> dict[str, str]:
     found = modules()
     lines = ["# Modules", "", "What `import theodolite as td` offers:", ""]
     lines += [f"- `td.{public}`: {origin(public)}" for public in theodolite.__all__ if public[0] != "_"]
-    lines += ["", "Theorems, atoms and losses have [pages](../theorems/index.md) of their own.", ""]
+    lines += [
+        "",
+        "Theorems, experiments, atoms and losses have [pages](../theorems/index.md) of their own.",
+        "",
+    ]
     for title, packages in GROUPS.items():
         members = [name for name in found if any(within(name, package) for package in packages)]
         if members:
@@ -253,10 +291,20 @@ def command_pages() -> dict[str, str]:
     # the settings of the real program, which click keeps with the command once its help was asked for
     context = click.Context(main, info_name="theodolite", **main.context_settings)
     lines = ["# Command line", "", "```text", main.get_help(context), "```", ""]
-    for name, command in sorted(main.commands.items()):
-        inner = click.Context(command, parent=context, info_name=name)
-        lines += [f"## theodolite {name}", "", "```text", command.get_help(inner), "```", ""]
+    for inner in contexts(context):
+        lines += [f"## {inner.command_path}", "", "```text", inner.command.get_help(inner), "```", ""]
     return {"commands.md": text_of(lines)}
+
+
+def contexts(group: Any) -> Iterator[Any]:
+    """Yield a click context for each command of a group, those of inner groups after their group."""
+    import click
+
+    for name, command in sorted(group.command.commands.items()):
+        inner = click.Context(command, parent=group, info_name=name)
+        yield inner
+        if isinstance(command, click.Group):
+            yield from contexts(inner)
 
 
 # --- text

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from theodolite import cli
 from theodolite.auditing import bundled
 from theodolite.auditing.report import SCHEMA_FILE
+from theodolite.cli import options
 from theodolite.models import MLP
 from theodolite.theorems import ALL
 from theodolite.theorems.subject import InputError
@@ -370,7 +371,7 @@ def test_image_shape():
     ],
 )
 def test_times(text, seconds):
-    assert cli._seconds(text) == seconds
+    assert options.seconds(text) == seconds
 
 
 def test_list_has_every_theorem_under_its_chapter():

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from theodolite import cli
 from theodolite.auditing import text
+from theodolite.cli import program
 
 NET = f"{Path(__file__).parent / 'fixtures' / 'nets.py'}:relu_net"
 
@@ -36,7 +37,7 @@ def test_a_terminal_gets_the_same_text_with_styles(columns, no_color, monkeypatc
     stream = Terminal()
     monkeypatch.setattr(sys, "stdout", stream)
     screen = text.render(reports.report(), verbose=True)
-    cli._show(screen)
+    program.show(screen)
     shown = stream.getvalue()
     plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
     assert [line.rstrip() for line in plain.splitlines()] == screen.plain.splitlines()

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from theodolite.linalg import spectral
+from theodolite.linalg import inertia, spectral
+from theodolite.linalg.inertia import Grams
 from theodolite.linalg.spectral import batched_sigma_max, proves_at_most, sigma_max
 from theodolite.reference import spectral as reference
 
@@ -47,7 +48,7 @@ class Operator:
 def test_inertia_on_the_example_of_the_theory():
     A = normal(300, 200)
     sigma = reference.sigma_max(A.numpy())
-    margin = float(spectral._Grams(A[None]).margin(sigma, [0])[0])
+    margin = float(Grams(A[None]).margin(sigma, [0])[0])
     assert 4e-12 < margin / sigma**2 < 6e-12
     assert proves_at_most(A, sigma * (1 + 1e-10))
     assert not proves_at_most(A, sigma * (1 - 1e-10))
@@ -169,7 +170,7 @@ def test_rank_deficient(method):
 def test_lanczos_that_has_not_converged(monkeypatch, small, width):
     # Evenly spaced singular values, two steps: the full spectrum is looked at where it is affordable,
     # elsewhere tau grows until the proof holds.
-    monkeypatch.setattr(spectral, "_SMALL", small)
+    monkeypatch.setattr(inertia, "SMALL", small)
     A, _, _ = with_spectrum(300, 300, torch.linspace(0, 1, 300))
     assert encloses(sigma_max(A, method="inertia", max_steps=2), 1.0, width)
 
@@ -326,7 +327,7 @@ def test_split_beats_a_random_start_of_equal_cost():
 def test_auto_takes_the_split_only_where_it_pays(monkeypatch):
     A, basis = residual()
     assert sigma_max(A, basis=basis).note == sigma_max(A, method="inertia").note
-    monkeypatch.setattr(spectral, "_SMALL", 100)
+    monkeypatch.setattr(spectral, "SMALL", 100)
     assert sigma_max(A, basis=basis).note == sigma_max(A, method="split", basis=basis).note
     monkeypatch.setattr(spectral, "_LARGE", 100)
     assert sigma_max(A).note == sigma_max(A, method="random").note
@@ -366,7 +367,7 @@ def test_batch_where_the_ranking_is_misled():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_lanczos_finds_the_top_of_a_block(dtype):
-    grams = spectral._Grams(normal(1, 90, 80, dtype=dtype))
+    grams = Grams(normal(1, 90, 80, dtype=dtype))
     assert grams.rayleigh(0, 60, 1e-10) == pytest.approx(grams.rayleigh(0, 0, 1e-10), rel=1e-8)
 
 

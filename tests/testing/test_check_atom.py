@@ -7,8 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from theodolite.atoms import ALL, GatedReLUAtom, LinearNetAtom, MatrixAtom, QuadraticAtom, ReLUAtom
+from theodolite.atoms import (
+    ALL,
+    GatedReLUAtom,
+    LinearNetAtom,
+    MatrixAtom,
+    QuadraticAtom,
+    ReLUAtom,
+    SignMatrixAtom,
+    StructuredAtom,
+    TensorAtom,
+)
 from theodolite.losses import LogisticLoss
+from theodolite.polar.factor_norm import FactorNorm
 from theodolite.testing import check_atom
 
 
@@ -32,10 +43,15 @@ CASES = {
     "relu, parallel and zero rows": ReLUAtom(torch.cat([X, -2.0 * X[:3], 0.0 * X[:1]]), 1),
     "gated": GatedReLUAtom(X, 2, normal(4, 3, seed=1)),
     "gated, one output": GatedReLUAtom(X, 1, normal(7, 4, seed=1) > 0),
+    "structured": StructuredAtom((5, 4), FactorNorm(l1=0.3), FactorNorm(nonnegative=True)),
+    "structured, one sign": StructuredAtom((5, 4), FactorNorm(nonnegative=True)),
     "quadratic": QuadraticAtom(X),
     "quadratic, two outputs": QuadraticAtom(X, 2),
     "quadratic, general": QuadraticAtom(X, 1, (1.0, 0.5, 0.2)),
     "quadratic, general, three outputs": QuadraticAtom(X, 3, (0.3, -1.0, 0.5)),
+    "tensor": TensorAtom((3, 2, 3)),
+    "signs": SignMatrixAtom((6, 5)),
+    "signs, linf linf": SignMatrixAtom((4, 6), ("linf", "linf")),
 }
 
 

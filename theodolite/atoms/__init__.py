@@ -5,9 +5,31 @@ from theodolite.atoms.linear_net import LinearNetAtom
 from theodolite.atoms.matrix import MatrixAtom
 from theodolite.atoms.quadratic import QuadraticAtom
 from theodolite.atoms.relu import ReLUAtom
+from theodolite.atoms.sign import SignMatrixAtom
+from theodolite.atoms.structured import StructuredAtom
+from theodolite.atoms.tensor import TensorAtom
 from theodolite.core.atom import Atom
 
 # every family: the documentation's pages and the tests' cases follow this list
-ALL: list[type[Atom]] = [MatrixAtom, LinearNetAtom, ReLUAtom, GatedReLUAtom, QuadraticAtom]
+ALL: list[type[Atom]] = [
+    MatrixAtom,
+    LinearNetAtom,
+    ReLUAtom,
+    GatedReLUAtom,
+    QuadraticAtom,
+    SignMatrixAtom,
+    StructuredAtom,
+    TensorAtom,
+]
 
-__all__ = ["ALL", "GatedReLUAtom", "LinearNetAtom", "MatrixAtom", "QuadraticAtom", "ReLUAtom"]
+__all__ = [
+    "ALL",
+    "GatedReLUAtom",
+    "LinearNetAtom",
+    "MatrixAtom",
+    "QuadraticAtom",
+    "ReLUAtom",
+    "SignMatrixAtom",
+    "StructuredAtom",
+    "TensorAtom",
+]

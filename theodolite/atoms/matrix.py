@@ -12,7 +12,7 @@ from torch import Tensor
 
 from theodolite.atoms.matrix_descent import descend
 from theodolite.atoms.matrix_norms import DUAL, ORDERS, Groups, Weight, norms
-from theodolite.atoms.matrix_polar import free_bound, heavy_column, prove, scaled, triplets
+from theodolite.atoms.matrix_polar import free_bound, heavy_column, matrix_products, scaled, spectral_bound
 from theodolite.core.atom import Atom
 from theodolite.core.params import Params, count, select
 from theodolite.linalg.lanczos import PAD, UP, gamma
@@ -65,7 +65,7 @@ class MatrixAtom(Atom):
     3.0
     """
 
-    degree = 2
+    degree, convex = 2, True
 
     def __init__(
         self,
@@ -218,11 +218,9 @@ class MatrixAtom(Atom):
             upper, candidates, note = free_bound(T), heavy_column(T), "norms of Q"
             if time.monotonic() < stop and (target is None or upper + error > target):
                 right = None if starts is None else self.right.apply(starts[1])
-                left_vectors, right_vectors, q = triplets(T, right, _WITNESSES + 2, seed)
-                candidates = left_vectors.T[:_WITNESSES], right_vectors.T[:_WITNESSES]
-                if time.monotonic() < stop:
-                    basis = left_vectors[:, :q], right_vectors[:, :q]
-                    proved = prove(T, basis, delta, seed, (target or math.inf) - error)
+                enough = math.inf if target is None else target - error
+                candidates, proved = spectral_bound(T, right, _WITNESSES, stop, seed, delta, enough)
+                if proved is not None:
                     upper, confidence, note = proved.high, proved.confidence, proved.note
         else:
             upper, candidates = self._dual_norms(T)
@@ -291,9 +289,9 @@ class MatrixAtom(Atom):
         """Return the pairs worth adding, best first, and a proved lower bound of <Q, u v^T> at the first."""
         params = self.normalized((self.left.solve(primed[0]), self.right.solve(primed[1])))
         U, V = params
-        value = (U.T * (Q @ V.T)).sum(0)
+        value = (U.T * matrix_products(Q)[0](V.T)).sum(0)
         params = (torch.where(value < 0.0, -1.0, 1.0)[:, None] * U, V)
-        spread = (U.abs().T * (Q.abs() @ V.abs().T)).sum(0)
+        spread = (U.abs().T * matrix_products(Q.abs())[0](V.abs().T)).sum(0)
         length = torch.ones_like(value)
         for weight, rows, norm in zip((self.left, self.right), params, self.norms, strict=True):
             k = gamma(weight.size + 8)

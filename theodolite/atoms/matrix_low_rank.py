@@ -2,7 +2,8 @@ r"""The nuclear norm of a large matrix: accelerated proximal steps on factors.
 
 FISTA with the iterate held as :math:`UV^\top`; the singular values of (low rank + gradient) are
 thresholded in a subspace that follows the iterates, and its width follows their rank.  On a loss
-with a support no array has more entries than the factors, the basis and the support.
+with a support no array has more entries than the factors, the basis and the support, and their
+products are computed in float32 as long as that is enough.
 """
 
 from __future__ import annotations
@@ -15,15 +16,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from theodolite.atoms.matrix_polish import Factored, polish
 from theodolite.atoms.proximal import EVERY, GOAL, estimated_gap, initial_curvature, inside
 from theodolite.core.params import Params
-from theodolite.linalg.subspace import Product, leading_triplets, orthonormal
+from theodolite.linalg.subspace import Product, leading_triplets, nearly_orthonormal
+from theodolite.losses.masked import MaskedLoss
 
 if TYPE_CHECKING:
     from theodolite.atoms.matrix import MatrixAtom
     from theodolite.core.problem import Problem
 
-_BUFFER = 6  # directions beyond the rank, at least: they must notice when it grows
+# Directions beyond the rank: near the optimum the singular values below the threshold cluster there, so that
+# a narrow subspace turns slowly, while a wide product costs hardly more than a narrow one
+_BUFFER = 32
+_STAGE = 3  # steps with one threshold above lam
+_COARSE = 20_000  # entries of a support from which float32 saves time
+_LOOKS = 3  # without progress before float32 gives way to float64, and that gives up
 
 
 class LowRank:
@@ -48,21 +56,32 @@ class LowRank:
         self.generator = torch.Generator().manual_seed(0)
         self.device = params[0].device
         self.stretch = (atom.left.inverse_norm * atom.right.inverse_norm) ** 2
+        self.coarse = self.support is not None and self.support.size >= _COARSE
+        self.objective, self.gap, self.stalled = math.inf, math.inf, 0
         Q, A = torch.linalg.qr(atom.left.apply(params[0]).T)
         V = atom.right.apply(params[1]).T @ A.T
-        self.start = _Point(Q, V, self.predict(Q, V))
+        self.start = self.best = _Point(Q, V, self.predict(Q, V))
 
     def predict(self, U: Tensor, V: Tensor) -> Tensor:
         """Return the predictions of U V^T in the original variables."""
         if U.shape[1] == 0:
             return self.loss.zeros()
-        return self.atom.predict((self.atom.left.solve(U.T), self.atom.right.solve(V.T)), self.support)
+        U, V = self.atom.left.solve(U.T).T, self.atom.right.solve(V.T).T
+        if self.support is None:
+            return U @ V.T
+        if self.coarse:
+            U, V = U.float(), V.float()
+        return self.atom.pattern(self.support).outer(U, V).double()
 
     def products(self, G: Tensor) -> tuple[Product, Product]:
         """Return the products with a gradient and with its transpose."""
         if self.support is None:
             return lambda X: G @ X, lambda Y: G.T @ Y
-        return self.atom.pattern(self.support).products(G)
+        pattern = self.atom.pattern(self.support)
+        if not self.coarse:
+            return pattern.products(G)
+        forward, adjoint = pattern.products(G.float())
+        return lambda X: forward(X.float()).double(), lambda Y: adjoint(Y.float()).double()
 
     def operator(self, G: Tensor) -> tuple[Product, Product]:
         """Return the products with M_u^T G M_v and its transpose, for a gradient G."""
@@ -91,28 +110,58 @@ class LowRank:
         root = point.V.norm(dim=0).clamp(min=1e-300).sqrt()
         return self.atom.left.solve((point.U * root).T), self.atom.right.solve((point.V / root).T)
 
-    def top(self, gradient: Tensor, start: Tensor) -> float:
+    def top(self, gradient: Tensor, start: Tensor, passes: int = 2) -> float:
         """Return an estimate, from below, of the largest singular value of the gradient."""
-        passes = 2 if start.shape[1] > 20 else 4
         return float(leading_triplets(*self.operator(gradient), start, passes=passes)[1][0])
 
     def threshold(
         self, forward: Product, adjoint: Product, basis: Tensor, t: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return U, V of the thresholded operator, and the basis to start from next time."""
-        while True:
-            Q = orthonormal(forward(basis))
-            P, s, W = torch.linalg.svd(adjoint(Q), full_matrices=False)
-            rank, width = int((s > t).sum()), basis.shape[1]
-            if rank < width or width >= min(self.atom.shape):
-                break
-            more = min(max(_BUFFER, width // 2), min(self.atom.shape) - width)
-            basis = torch.cat([P, self.random(more)], 1)
-        U, V = Q @ W[:rank].T, P[:, :rank] * (s[:rank] - t)
-        width = rank + max(_BUFFER, rank // 5)
-        if P.shape[1] < width <= min(self.atom.shape):
+        """Return U, V of the thresholded operator, and the basis to start from next time.
+
+        One pass: where the subspace has not turned far enough the next step turns it further, and
+        where it is too narrow (at a distant start) the next is wider.
+        """
+        Q = nearly_orthonormal(forward(basis))
+        B = adjoint(Q)
+        # the eigenvalues of B'B are accurate to rounding times the largest: enough to compare with t
+        squares, W = (x.flip(-1) for x in torch.linalg.eigh(B.T @ B))
+        s = squares.clamp(min=0.0).sqrt()
+        rank, width = int((s > t).sum()), min(int((s > t).sum()) + _BUFFER, *self.atom.shape)
+        P = (B @ W[:, :width]) / s[:width].clamp(min=1e-300)
+        U, V = Q @ W[:, :rank], P[:, :rank] * (s[:rank] - t)
+        if P.shape[1] < width:
             P = torch.cat([P, self.random(width - P.shape[1])], 1)
-        return U, V, P[:, :width]
+        return U, V, P
+
+    def look(self, point: _Point, basis: Tensor, tol: float) -> bool:
+        """Note an iterate, and return whether its estimated gap is small enough."""
+        objective = self.loss.value(point.seen) + self.problem.lam * point.gauge
+        gradient = self.loss.gradient(point.seen)
+        polar = self.top(gradient, basis)
+        gap = estimated_gap(self.loss, self.problem.lam, objective, gradient, polar)
+        enough = gap <= GOAL * tol
+        closer = gap < 0.9 * self.gap or objective < self.objective - 1e-14 * abs(objective)
+        self.stalled, self.gap = 0 if closer else self.stalled + 1, min(gap, self.gap)
+        if objective < self.objective or enough:  # beside the gap, the rounding of objectives does not matter
+            self.best, self.objective = point, objective
+        self.progress(self.to_params(self.best))
+        return enough
+
+    def polished(self, point: _Point, tol: float, deadline: float) -> _Point:
+        """Return the iterate after Newton steps on its factors, where there are any."""
+        loss, lam, weights = self.loss, self.problem.lam, (self.atom.left.D, self.atom.right.D)
+        if not isinstance(loss, MaskedLoss) or weights != (None, None) or not point.U.shape[1]:
+            return point
+        factored = Factored(loss, self.atom.pattern(loss.support), lam)
+        lengths = point.V.norm(dim=0).sqrt()
+        start = point.U * lengths, point.V / lengths
+        # the gap falls in proportion to the gradient
+        A, B = polish(factored, start, 0.3 * GOAL * tol / self.gap, lambda: time.monotonic() < deadline)
+        Q, R = torch.linalg.qr(A)
+        left, s, right = torch.linalg.svd(R @ torch.linalg.qr(B).R.T)
+        U, V = Q @ left, B @ torch.linalg.solve_triangular(torch.linalg.qr(B).R, right.T * s, upper=True)
+        return _Point(U, V, self.predict(U, V))
 
     def run(self, tol: float, deadline: float) -> Params:
         """Iterate until the estimated gap is a third of tol; the best of the iterates looked at.
@@ -125,16 +174,14 @@ class LowRank:
         """
         loss, lam = self.loss, self.problem.lam
         Z = before = self.start
-        gradient = loss.gradient(Z.seen)
-        basis = torch.cat([Z.V, self.random(2 * _BUFFER)], 1)[:, : min(self.atom.shape)]
+        basis = torch.cat([Z.V, self.random(_BUFFER)], 1)[:, : min(self.atom.shape)]
         # from a distant start the rank would first grow far beyond that of the solution
-        level = max(lam, 0.5 * self.top(gradient, basis))
+        level = max(lam, 0.5 * self.top(loss.gradient(Z.seen), basis, passes=1))
         curvature = initial_curvature(loss, Z.seen)  # of the loss in the predictions
-        best, best_objective = Z, math.inf
-        momentum, beta, stage, stalled, iteration = 1.0, 0.0, 0, 0, 0
-        while stalled < 5 and time.monotonic() < deadline:
+        momentum, beta, stage, iteration, rank = 1.0, 0.0, 0, 0, -1
+        while time.monotonic() < deadline:
             L = curvature * self.stretch
-            seen = Z.seen + beta * (Z.seen - before.seen)
+            seen = torch.lerp(before.seen, Z.seen, 1.0 + beta)
             if beta > 0.0 and not inside(loss, seen):  # extrapolated out of the domain
                 momentum, beta = 1.0, 0.0
                 continue
@@ -144,40 +191,45 @@ class LowRank:
             fresh = _Point(U, V, self.predict(U, V))
             gradient = loss.gradient(fresh.seen)
             change = fresh.seen - seen
-            bend = float(((gradient - slope) * change).sum())
-            fits = bend <= (1.0 + 1e-9) * curvature * float(change.square().sum()) and inside(
-                loss, fresh.seen
-            )
-            if not fits and curvature < 1e200:
+            bend = _dot(gradient, change) - _dot(slope, change)
+            noise = 1e-6 if self.coarse else 1e-9
+            fits = bend <= (1.0 + noise) * curvature * _dot(change, change) and inside(loss, fresh.seen)
+            if not fits:
+                if curvature > 1e200:  # at the edge of the loss's domain
+                    break
                 curvature *= 2.0
                 continue
-            # <Y - fresh, fresh - Z> > 0: the momentum points uphill
-            near, far, square = fresh.dot(Z), fresh.dot(before), fresh.dot(fresh)
-            old, cross = Z.dot(Z), Z.dot(before)
-            uphill = (2.0 + beta) * near - beta * far - square - (1.0 + beta) * old + beta * cross > 0.0
-            moved = math.sqrt(max(square - 2.0 * near + old, 0.0))
+            uphill = _dot(change, fresh.seen - Z.seen) < 0.0  # the momentum points uphill
             before, Z = Z, fresh
             if level > lam:
                 stage += 1
-                if stage >= 10 or moved <= 0.03 * math.sqrt(square):
-                    level, stage, uphill = max(lam, 0.6 * level), 0, True
+                if stage >= _STAGE or _dot(change, change) <= 1e-3 * _dot(Z.seen, Z.seen):
+                    level, stage, uphill = max(lam, 0.4 * level), 0, True
             else:
-                if iteration % EVERY == 0:
-                    objective = loss.value(Z.seen) + lam * Z.gauge
-                    stalled = 0 if objective < best_objective - 1e-14 * abs(objective) else stalled + 1
-                    if objective < best_objective:
-                        best, best_objective = Z, objective
-                    self.progress(self.to_params(best))
-                    curvature = min(curvature, loss.smoothness(Z.seen))  # backtracking may have gone too far
-                    polar = self.top(gradient, basis)
-                    if estimated_gap(loss, lam, objective, gradient, polar) <= GOAL * tol:
-                        return self.to_params(Z)
                 iteration += 1
+            if iteration and iteration % EVERY == 0:
+                if self.look(Z, basis, tol):
+                    break
+                settled, rank = rank == Z.U.shape[1], Z.U.shape[1]
+                if settled:
+                    Z, rank, uphill = self.polished(Z, tol, deadline), -1, True
+                    if self.look(Z, basis, tol):
+                        break
+                curvature = min(curvature, loss.smoothness(Z.seen))  # backtracking may have gone too far
+                if self.stalled >= _LOOKS:
+                    if not self.coarse:
+                        break
+                    self.coarse, self.stalled = False, 0
             last, momentum = momentum, 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * momentum**2))
             if uphill:
                 last = momentum = 1.0
             beta = (last - 1.0) / momentum
-        return self.to_params(Z if loss.value(Z.seen) + lam * Z.gauge < best_objective else best)
+        better = loss.value(Z.seen) + lam * Z.gauge < self.objective
+        return self.to_params(Z if better and self.gap > GOAL * tol else self.best)
+
+
+def _dot(x: Tensor, y: Tensor) -> float:
+    return float(torch.dot(x.reshape(-1), y.reshape(-1)))
 
 
 class _Point:
@@ -190,7 +242,3 @@ class _Point:
     def gauge(self) -> float:
         """Nuclear norm."""
         return float(self.V.norm(dim=0).sum())
-
-    def dot(self, other: _Point) -> float:
-        """Return <self, other>."""
-        return float(((self.U.T @ other.U) * (self.V.T @ other.V)).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -10,18 +11,56 @@ import torch
 from torch import Tensor
 
 from theodolite.core.params import Params
-from theodolite.linalg.lanczos import gamma
+from theodolite.linalg.lanczos import UNIT_ROUNDOFF, gamma
 from theodolite.linalg.pattern import Pattern
-from theodolite.linalg.spectral import sigma_max
+from theodolite.linalg.spectral import INERTIA, first_proved, sigma_max
 from theodolite.linalg.subspace import Product, leading_triplets
 from theodolite.value import Value
 
 _SMALL = 256  # up to this min(n, m) a full SVD costs less than a search
-_DENSE = 4e6  # a sparse matrix with more entries than this is not made dense,
-_DENSE_AT_LAST = 1.7e7  # unless nothing else proves enough, and then not beyond this
+_FAR = 2.0  # times the target
+_QUICK = 20  # steps of a proof that need not be close
+_CHEAP = 1024  # up to this min(n, m) one Cholesky factorization is cheaper than any other proof
+_GRAM = 4096  # up to this it is affordable where nothing else proves enough,
+_DENSE = 4e6  # with a sparse matrix of at most so many entries made dense for a search,
+_DENSE_AT_LAST = 1.7e7  # and so many for a proof
 
 
-def triplets(T: Tensor, starts: Tensor | None, width: int, seed: int) -> tuple[Tensor, Tensor, int]:
+def spectral_bound(
+    T: Tensor, starts: Tensor | None, wanted: int, stop: float, seed: int, delta: float, target: float
+) -> tuple[Params, Value | None]:
+    """Return pairs of leading singular vectors, and a proved bound of sigma_max(T) if there is time for it.
+
+    Far above the target, where a dual bound is of little use, both are cheap.
+
+    Parameters
+    ----------
+    T : Tensor, shape (n, m)
+        Dense or sparse COO, not zero.
+    starts : Tensor, shape (r, m), optional
+        Right vectors to start a search from.
+    wanted : int
+        How many pairs.
+    stop : float
+        Value of ``time.monotonic()`` from which on to prove nothing.
+    seed, delta : int, float
+        Of a randomized proof.
+    target : float
+        What bound is enough; inf for as close a one as can be had.
+    """
+    far = starts is None and min(T.shape) > _SMALL and float(heavy_column(T)[0].norm()) > _FAR * target
+    U, V, q = triplets(T, starts, wanted + 2, seed, passes=3 if far else None)
+    pairs = U.T[:wanted], V.T[:wanted]
+    if time.monotonic() >= stop:
+        return pairs, None
+    if far:
+        return pairs, sigma_max(T, method="random", delta=delta, seed=seed, max_steps=_QUICK)
+    return pairs, prove(T, (U[:, :q], V[:, :q]), delta, seed, target)
+
+
+def triplets(
+    T: Tensor, starts: Tensor | None, width: int, seed: int, passes: int | None = None
+) -> tuple[Tensor, Tensor, int]:
     """Return left and right singular vectors of the leading singular values, as searched.
 
     Parameters
@@ -33,6 +72,8 @@ def triplets(T: Tensor, starts: Tensor | None, width: int, seed: int) -> tuple[T
     width : int
         How many further, random directions to start from.
     seed : int
+    passes : int, optional
+        Of the block Krylov space.
 
     Returns
     -------
@@ -48,8 +89,8 @@ def triplets(T: Tensor, starts: Tensor | None, width: int, seed: int) -> tuple[T
     block = torch.randn(T.shape[1], width, dtype=torch.float64, generator=generator).to(T.device)
     if starts is not None:
         block = torch.cat([starts.T, block], 1)[:, : min(T.shape)]
-    forward, adjoint = _products(T)
-    U, s, V = leading_triplets(forward, adjoint, block, passes=max(4, 120 // block.shape[1]))
+    forward, adjoint = matrix_products(T)
+    U, s, V = leading_triplets(forward, adjoint, block, passes=passes or max(4, 120 // block.shape[1]))
     # In these bases the blocks of T are diag(s), 0, E and the rest, whose norm is near the next value:
     # as many triplets as bound the whole best.  Those that have not converged make E large.
     E = (forward(V) - U * s).square().sum(0).cumsum(0)
@@ -65,7 +106,8 @@ def scaled(x: Any, exponent: int) -> Any:
     return x * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
 
 
-def _products(T: Tensor) -> tuple[Product, Product]:
+def matrix_products(T: Tensor) -> tuple[Product, Product]:
+    """Return the products of blocks of vectors with T and its transpose."""
     if not T.is_sparse:
         return lambda X: T @ X, lambda Y: T.T @ Y
     rows, cols = T.indices()
@@ -75,7 +117,7 @@ def _products(T: Tensor) -> tuple[Product, Product]:
 def free_bound(T: Tensor) -> float:
     """Return min(Frobenius, sqrt(norm_1 norm_inf)), a bound of sigma_max of |T| too, rounding enclosed."""
     entries = T.values() if T.is_sparse else T.reshape(-1)
-    columns, rows = (float(_dense(T.abs().sum(i)).max()) for i in (0, 1))
+    columns, rows = (float(_sums(T, i).max()) for i in (0, 1))
     top = float(entries.abs().max())
     frobenius = float((entries / top).norm()) * top if top > 0.0 else 0.0
     return min(frobenius, math.sqrt(columns) * math.sqrt(rows)) * (1.0 + gamma(len(entries) + 8))
@@ -84,24 +126,59 @@ def free_bound(T: Tensor) -> float:
 def heavy_column(T: Tensor) -> Params:
     """Return the pair (T e_j, e_j) of the column with the largest sum."""
     V = torch.zeros(1, T.shape[1], dtype=torch.float64, device=T.device)
-    V[0, int(_dense(T.abs().sum(0)).argmax())] = 1.0
-    u = (T @ V.T).T
-    return u / u.abs().max(), V
+    j = int(_sums(T, 0).argmax())
+    V[0, j] = 1.0
+    if not T.is_sparse:
+        return T[:, j][None], V
+    u = torch.zeros(1, T.shape[0], dtype=torch.float64, device=T.device)
+    here = T.indices()[1] == j
+    u[0, T.indices()[0, here]] = T.values()[here]
+    return u, V
 
 
-def _dense(x: Tensor) -> Tensor:
-    return x.to_dense() if x.is_sparse else x
+def _sums(T: Tensor, dim: int) -> Tensor:
+    """Return the sums of |T| over a dimension."""
+    if not T.is_sparse:
+        return T.abs().sum(dim)
+    out = torch.zeros(T.shape[1 - dim], dtype=torch.float64, device=T.device)
+    return out.index_add_(0, T.indices()[1 - dim], T.values().abs())
+
+
+def _dense(T: Tensor) -> Tensor:
+    return T.to_dense() if T.is_sparse else T
 
 
 def prove(T: Tensor, basis: tuple[Tensor, Tensor], delta: float, seed: int, target: float) -> Value:
-    """Return a proved two-sided bound of sigma_max(T); the most costly proof only where it may show <= target."""
-    entries, small = T.numel(), min(T.shape) <= 1024
-    if small and (entries <= _DENSE or not T.is_sparse):
-        return sigma_max(_dense(T), method="inertia", tol=1e-12)
+    """Return a proved bound of sigma_max(T); the most costly proof only where it may show <= target.
+
+    Parameters
+    ----------
+    T : Tensor, shape (n, m)
+        Dense or sparse COO.
+    basis : tuple of Tensor, shapes (n, q) and (m, q)
+        Leading singular vectors, as searched, best first.
+    delta, seed : float, int
+        Of a randomized proof.
+    target : float
+        What is enough; inf for as close a bound as can be had.
+    """
+    least, (U, V) = min(T.shape), basis
+    lower = abs(float(U[:, 0] @ matrix_products(T)[0](V[:, :1])[:, 0]))
+    dense = least <= _GRAM and T.numel() <= _DENSE_AT_LAST
+    aim = target if lower < target else math.inf
+    # beyond _CHEAP a Krylov space is cheaper, but leaves about half a percent open
+    if dense and lower > 0.0 and (least <= _CHEAP or aim < 1.005 * lower):
+        excess = 4.0 * least**2 * UNIT_ROUNDOFF  # about what rounding takes
+        if least > _CHEAP:
+            excess = max(excess, 0.1 * (aim / lower - 1.0))
+        taus = [lower * (1.0 + excess * 16.0**k) for k in range(8)]
+        tau = first_proved(_dense(T), sorted([*taus, aim] if aim < math.inf else taus))
+        if tau < math.inf:
+            return Value.bound(0.0, tau, note=INERTIA)
     proved = sigma_max(T, method="split", basis=basis, delta=0.5 * delta, seed=seed)
     if proved.low > target or proved.high <= target or math.isinf(target):
         return proved
-    if min(T.shape) <= 4096 and entries <= _DENSE_AT_LAST:
+    if dense:
         return sigma_max(_dense(T), method="inertia", tol=1e-12)
     further = sigma_max(T, method="split", basis=basis, delta=0.5 * delta, seed=~seed, max_steps=400)
     better = further if further.high < proved.high else proved

@@ -113,8 +113,10 @@ def minimize(
             gradient = loss.gradient(now)
             bend = float(((gradient - slope) * (now - seen)).sum())
             allowed = (1.0 + 1e-9) * curvature * float((stretch * (fresh - point).square()).sum())
-            if (bend <= allowed and inside(loss, now)) or curvature > 1e200:
+            if bend <= allowed and inside(loss, now):
                 break
+            if curvature > 1e200:  # at the edge of the loss's domain
+                return best
             curvature *= 2.0
         late = time.monotonic() > deadline
         if iteration % EVERY == 0 or late:

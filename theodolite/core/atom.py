@@ -38,11 +38,14 @@ class Atom(ABC):
     depth : int
         Bound of the number of roundings in a chain behind one entry of phi: rounding errors of
         row i are at most ``gamma(depth) * row_bounds[i] * theta``.
+    convex : bool
+        Whether ``descend`` solves the convex problem of the sum, weights included.
     """
 
     shape: tuple[int, int]
     degree: int
     depth: int
+    convex = False
 
     @abstractmethod
     def init(self, r: int, seed: int = 0) -> Params:

@@ -22,10 +22,10 @@ def reweight(problem: Problem, params: Params, fresh: Params | None = None) -> P
 
     This is the fully corrective step of Frank-Wolfe; at its solution ``<R, Z> = lam Theta``.
     Those of weight 0 are dropped.  With too many predictions to hold one by one, the present
-    subnetworks share one weight and only the first fresh direction enters.
+    subnetworks share one weight and only the first fresh direction enters.  A convex descent needs none of it.
     """
     atom, loss, old = problem.atom, problem.loss, count(params)
-    if old + (0 if fresh is None else count(fresh)) == 0:
+    if atom.convex or old + (0 if fresh is None else count(fresh)) == 0:
         return params
     everything = params if fresh is None else join(params, fresh)
     together = count(everything) * math.prod(loss.prediction_shape) > _ENTRIES

@@ -15,7 +15,7 @@ summed in any order, with or without fused multiply-add, but not by Strassen-lik
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,26 +25,25 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from theodolite.linalg.dense import gram
+from theodolite.linalg.inertia import SMALL, Grams, inertia
 from theodolite.linalg.lanczos import (
     PAD,
     UNIT_ROUNDOFF,
     UP,
     FailureLedger,
     gamma,
-    lanczos,
     largest_eigenvalue,
     spend,
     start_generator,
 )
 from theodolite.value import Value
 
-__all__ = ["FailureLedger", "batched_sigma_max", "proves_at_most", "sigma_max", "spend"]
+__all__ = ["FailureLedger", "batched_sigma_max", "first_proved", "proves_at_most", "sigma_max", "spend"]
 
-_SMALL = 1024  # up to this min(m, n), inertia is cheaper than any other proof
 _LARGE, _FLOPS, _ENTRIES = 4096, 4e11, 2.5e8  # beyond these a Gram matrix is not affordable
+INERTIA = "upper end: Cholesky of tau^2 I - A'A completed, rounding enclosed (Rump 2006)"
 _NOTES = {
-    "inertia": "upper end: Cholesky of tau^2 I - A'A completed, rounding enclosed (Rump 2006)",
+    "inertia": INERTIA,
     "random": "upper end: Lanczos from random starts, rounding enclosed (Kuczynski and Wozniakowski 1992)",
     "split": "upper end: 2 x 2 norm of blocks, the rest by Lanczos from random starts, rounding enclosed",
     "svd": "LAPACK's singular value within its customary backward error 8 (m + n) u",
@@ -119,8 +118,8 @@ def sigma_max(
     if matrix.ceiling == 0.0:
         return Value.bound(0.0, 0.0, note="the matrix is zero or has no entries")
     if method == "auto":
-        inertia = matrix.affordable and (basis is None or min(matrix.shape) <= _SMALL)
-        method = "inertia" if inertia else "random" if basis is None else "split"
+        by_inertia = matrix.affordable and (basis is None or min(matrix.shape) <= SMALL)
+        method = "inertia" if by_inertia else "random" if basis is None else "split"
     if method == "random":
         lower, upper = _random(matrix, **search)
     elif method == "split" and basis is not None:
@@ -133,7 +132,7 @@ def sigma_max(
     elif method == "norms":
         lower, upper = _trace_power(_tall(matrix.dense()))
     else:
-        lower, upper = _inertia(_tall(matrix.dense())[None], tol, max_steps)
+        lower, upper = inertia(_tall(matrix.dense())[None], tol, max_steps)
     confidence, note = 1.0, _NOTES[method] + matrix.assumption
     if upper > matrix.ceiling:
         upper, note = matrix.ceiling, _NOTES["norms"]
@@ -161,16 +160,40 @@ def proves_at_most(A: Any, tau: float) -> bool:
     ValueError
         If A is not a finite real matrix, or tau is negative or NaN.
     """
-    if not tau >= 0.0:
-        raise ValueError(f"tau: expected a nonnegative number, got {tau!r}")
+    return first_proved(A, [tau]) == tau
+
+
+def first_proved(A: Any, taus: Iterable[float]) -> float:
+    """Return the first tau for which one Cholesky factorization proves that sigma_max(A) <= tau, or inf.
+
+    Parameters
+    ----------
+    A : matrix of shape (m, n)
+        As in :func:`sigma_max`, but not an operator.  Its Gram matrix is computed once.
+    taus : iterable of float
+        Nonnegative numbers, usually increasing.
+
+    Raises
+    ------
+    ValueError
+        As :func:`proves_at_most`.
+    """
     matrix = _read(A, None, start_generator(0))
-    scaled = ldexp_rounded(tau, -matrix.exponent, -1)
-    if scaled >= matrix.ceiling:
-        return True
-    if matrix.dense is None:
-        raise ValueError("A: expected a matrix with entries, got an operator")
-    # Below 1/4 tau is under half the largest entry; the underflow term of the proof relies on that.
-    return scaled >= 0.25 and bool(_Grams(_tall(matrix.dense())[None]).at_most(scaled, [0])[0])
+    grams = None
+    for tau in taus:
+        if not tau >= 0.0:
+            raise ValueError(f"tau: expected a nonnegative number, got {tau!r}")
+        scaled = ldexp_rounded(tau, -matrix.exponent, -1)
+        if scaled >= matrix.ceiling:
+            return tau
+        if matrix.dense is None:
+            raise ValueError("A: expected a matrix with entries, got an operator")
+        if scaled < 0.25:  # under half the largest entry; the underflow term of the proof relies on that
+            continue
+        grams = Grams(_tall(matrix.dense())[None]) if grams is None else grams
+        if bool(grams.at_most(scaled, [0])[0]):
+            return tau
+    return math.inf
 
 
 def batched_sigma_max(
@@ -214,7 +237,7 @@ def batched_sigma_max(
     lower = upper = 0.5  # at least half the largest entry
     for chunk in mats.split(max(1, chunk_bytes // (16 * (m * n + 3 * min(m, n) ** 2)))):
         exact = chunk.to("cpu", torch.complex128 if mats.is_complex() else torch.float64)
-        lower, tau = _inertia(_tall(_scale(exact, -exponent)), tol, max_steps, lower)
+        lower, tau = inertia(_tall(_scale(exact, -exponent)), tol, max_steps, lower)
         upper = max(upper, tau)
     return ldexp_rounded(lower, exponent, -1), ldexp_rounded(upper, exponent, 1)
 
@@ -346,92 +369,6 @@ def _operator(A: Any, shape: tuple[int, ...], error: float | None, generator: to
     return _Matrix(shape, forward, adjoint, exponent, relative, ceiling, assumption=assumption)
 
 
-class _Grams:
-    """Gram matrices H = fl(A'A) of tall blocks A (b, m, n), and the test sigma_max(A) <= tau.
-
-    Let s = fl(tau^2 - c), B = fl(s I - H), and let Cholesky of B complete with factor R.  With
-    g_k = k u / (1 - k u) and u = 2^-53, it proves sigma_max(A) <= tau if
-
-        c >= g_{n+4} / (1 - g_{n+4}) tr(tau^2 I - H) + g_{m+2} |A|_F^2 + 4 u tau^2 .
-
-    1. Cholesky: |B - R'R|_ij <= g_{n+1} (|R|'|R|)_ij for any order of summation (Higham 2002, theorem
-       10.3); n + 4 leaves room for reciprocals in place of divisions.  The diagonal gives
-       |r_j|^2 <= B_jj / (1 - g) for the columns of R, so |B - R'R| <= g sum |r_j|^2 <= g / (1 - g) tr B,
-       which bounds -lambda_min(B): theorem 2.3 of Rump (2006), formally proved by Roux (2016).
-    2. Gram: |H - A'A| <= g_m |A|'|A| entrywise, hence <= g_m |A|_F^2 in norm.  Cholesky reads only one
-       triangle, so that a computed H need not be symmetric.
-    3. Diagonal: squaring tau, subtracting c and subtracting H_jj cost at most u tau^2 each.
-    4. Underflow: entries are at most 1 and tau >= 1/4, so the at most (m + 4 n (n + 2)) 2^-1074 that
-       underflow adds are within the fourth u tau^2.
-
-    A complex sum of k terms is two real ones of 2 k terms: there g_k becomes sqrt(2) g_{2k+2}.
-    """
-
-    def __init__(self, blocks: Tensor) -> None:
-        _, self.m, self.n = blocks.shape
-        self.blocks, self.H = blocks, gram(blocks)
-        self.diagonal = self.H.diagonal(dim1=-2, dim2=-1).real
-        self.F2 = self.diagonal.sum(1) * (1.0 + 8.0 * gamma(self.m + self.n + 8))
-
-    def constant(self, k: int) -> float:
-        return math.sqrt(2.0) * gamma(2 * k + 2) if self.blocks.is_complex() else gamma(k)
-
-    def margin(self, tau: float, which: list[int]) -> Tensor:
-        """Return c, shape (len(which),)."""
-        g = self.constant(self.n + 4)
-        trace = (tau * tau - self.diagonal[which]).clamp(min=0.0).sum(1)
-        c = g / (1.0 - g) * trace + self.constant(self.m + 2) * self.F2[which]
-        return PAD * (c + 4.0 * UNIT_ROUNDOFF * tau * tau)
-
-    def at_most(self, tau: float, which: list[int]) -> Tensor:
-        """Return for which of the blocks sigma_max <= tau is proved."""
-        B = -self.H[which]
-        B.diagonal(dim1=-2, dim2=-1).add_((tau * tau - self.margin(tau, which))[:, None])
-        return torch.linalg.cholesky_ex(B).info == 0
-
-    def rayleigh(self, i: int, steps: int, tol: float) -> float:
-        """Return a proved lower bound |A v| / |v|, v a top eigenvector of H_i (by Lanczos if steps > 0)."""
-        H, n = self.H[i], self.n
-        if steps == 0:
-            v = torch.linalg.eigh(H).eigenvectors[:, -1]
-        else:
-            if H.is_complex():  # C^n as R^2n: the same eigenvalues, each twice
-                H = torch.cat([torch.cat([H.real, -H.imag], 1), torch.cat([H.imag, H.real], 1)])
-            # The residual enters squared in the error of the eigenvalue, whence the square root.
-            accuracy, generator = 0.01 * math.sqrt(tol), start_generator(i)
-            run = lanczos(H.mv, len(H), steps=steps, generator=generator, tol=accuracy, which="largest")
-            v = run.ritz_vectors([-1])[:, 0]
-            v = torch.complex(v[:n], v[n:]) if len(v) > n else v
-        image, size = (float(torch.linalg.vector_norm(x)) for x in (self.blocks[i] @ v, v))
-        error = self.constant(self.n + 2) * math.sqrt(float(self.F2[i]))
-        return image / size * (1.0 - 2.0 * self.constant(self.m + 4)) - error
-
-
-def _inertia(blocks: Tensor, tol: float, steps: int, lower: float = 0.5) -> tuple[float, float]:
-    """Raise `lower` to the blocks' largest norm, and tau from there until every block is proved below."""
-    grams = _Grams(blocks)
-    x = torch.randn(len(blocks), grams.n, 1, dtype=blocks.dtype, generator=start_generator(0))
-    for _ in range(3):  # a power iteration, only to rank the blocks
-        x = torch.nn.functional.normalize(grams.H @ x, dim=1)
-    score = torch.linalg.vector_norm(blocks @ x, dim=(1, 2)).tolist()
-    pending = sorted(range(len(blocks)), key=score.__getitem__, reverse=True)
-    looks, look = [0] * len(blocks), 1
-    tau, excess = 0.0, 0.5 * tol
-    while pending:
-        fresh = [i for i in pending if looks[i] < 2][:look]
-        for i in fresh:
-            exact = grams.n <= 256 or (looks[i] == 1 and grams.n <= _SMALL)
-            lower = max(lower, grams.rayleigh(i, 0 if exact else steps * (1 + 2 * looks[i]), tol))
-            looks[i] = 2 if exact else looks[i] + 1
-        excess *= 1.0 if fresh else 4.0  # all are located: what remains is rounding and convergence
-        margins = grams.margin(lower, pending) / (lower * lower)
-        tau = max(tau, lower * (1.0 + max(excess, float(margins.max()))))
-        passed = grams.at_most(tau, pending).tolist()
-        pending = [i for i, ok in zip(pending, passed, strict=True) if not ok]
-        look = max(2, len(pending) // 2)
-    return lower, tau
-
-
 def _random(matrix: _Matrix, floor: float = 0.0, enough: float = 0.0, **search: Any) -> tuple[float, float]:
     sides = matrix.forward, matrix.adjoint
     forward, adjoint = sides if matrix.shape[0] >= matrix.shape[1] else sides[::-1]
@@ -486,7 +423,7 @@ def _split(matrix: _Matrix, basis: tuple[Tensor, Tensor], **search: Any) -> tupl
 
 def _trace_power(dense: Tensor) -> tuple[float, float]:
     """Bound |A'A| = |H| by tr(H^32)^(1/32), for symmetric X from |X|^2 <= |fl(X X)|_F + g_{n+8} |X|_F^2."""
-    grams = _Grams(dense[None])
+    grams = Grams(dense[None])
     H, g, sizes = grams.H[0], gamma(grams.n + 8), []
     for _ in range(5):
         H = 0.5 * (H + H.T)

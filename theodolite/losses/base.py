@@ -27,13 +27,33 @@ from theodolite.losses.inputs import first, integers
 # a point this close to the domain of the dual counts as its nearest point there
 DOMAIN_TOLERANCE = 1e-11
 
+_BLOCK = 1 << 16  # numbers summed at once
+
 Movable = TypeVar("Movable")
 LossType = TypeVar("LossType", bound="Loss")
 
 
 def accurate_sum(matrix: Tensor) -> float:
-    """Return the sum of an (n, k) matrix, whose rounding error grows with k but not with n."""
-    rows = matrix.sum(1)
+    """Return the sum of an (n, k) matrix, whose rounding error grows with k but not with n.
+
+    The sums of the rows are split into multiples of one power of two, which add up exactly in blocks,
+    and rests below 2^-36 of the block's largest: all in all the result is off by less than one rounding
+    of the sum of their sizes.  Source: Rump, Ogita and Oishi, SIAM J. Sci. Comput. 31 (2008) 189-224.
+    """
+    rows = matrix[:, 0] if matrix.shape[1] == 1 else matrix.sum(1)
+    parts: list[float] = []
+    for block in rows.split(_BLOCK) if len(rows) else ():
+        largest = float(block.abs().max())
+        if not largest < 1e290:  # what is split off might overflow
+            return _plain_sum(rows)
+        # a power of two above twice the sum of the sizes in the block
+        unit = math.ldexp(1.0, math.frexp(largest)[1] + _BLOCK.bit_length())
+        high = (block + unit).sub_(unit)
+        parts += [float(high.sum()), float((block - high).sum())]
+    return math.fsum(parts)
+
+
+def _plain_sum(rows: Tensor) -> float:
     try:
         return math.fsum(rows.tolist())
     except OverflowError:  # finite terms, infinite sum

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -82,6 +83,10 @@ class MaskedLoss(Loss):
         column = self._column(R, "R")
         return self.entries.best_t(column, upper=upper, linear=linear, quadratic=quadratic)
 
+    def smallest_t(self, R: Tensor, wanted: float) -> float | None:
+        """Search along the ray as the loss of the observed entries does."""
+        return self.entries.smallest_t(self._column(R, "R"), wanted)
+
     def magnitudes(self, Z: Tensor, Q: Tensor) -> tuple[float, float, Tensor]:
         """Return the sizes that rounding is relative to."""
         return self.entries.magnitudes(self._column(Z, "Z"), self._column(Q, "Q"))
@@ -89,6 +94,11 @@ class MaskedLoss(Loss):
     def smoothness(self, Z: Tensor) -> float:
         """Return the bound of the loss of the observed entries."""
         return self.entries.smoothness(self._column(Z, "Z"))
+
+    def curvature(self, Z: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Return the Hessian at Z as a function of the observed entries, and its diagonal."""
+        product, diagonal = self.entries.curvature(self._column(Z, "Z"))
+        return lambda V: product(V[:, None])[:, 0], diagonal
 
     def rescaled(self: Masked, scale: float) -> Masked:
         """Return the same loss with another factor in front."""

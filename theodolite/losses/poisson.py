@@ -37,7 +37,8 @@ class PoissonLoss(SeparableLoss):
     its ``smoothness`` are inf and its derivatives, which do not exist, are NaN.  Because every
     solver starts from zero predictions, these must be inside, so that a positive target
     needs a positive offset.  Where a rate is so small that 1e-3 less is not a rate,
-    ``smoothness`` is inf too.
+    ``smoothness`` is inf too.  A count of zero ends its loss at a rate of zero with a slope: where an
+    optimum touches that end there is no gradient, and a certificate stays valid but does not close.
 
     Parameters
     ----------

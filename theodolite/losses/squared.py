@@ -68,6 +68,14 @@ class SquaredLoss(SampleLoss):
         t = 0.0 if bend == 0.0 else min(max(slope / bend, 0.0), upper)
         return t, slope * t - 0.5 * bend * t * t
 
+    def smallest_t(self, R: Tensor, wanted: float) -> float | None:
+        """Solve the quadratic equation of the dual value along the ray."""
+        slope, bend = accurate_sum(R * self.Y), accurate_sum(R.square()) / self.scale
+        room = slope * slope - 2.0 * bend * wanted
+        if wanted <= 0.0 or not (room >= 0.0 < slope):
+            return 0.0 if wanted <= 0.0 else None
+        return 2.0 * wanted / (slope + math.sqrt(room))
+
     def smoothness(self, Z: Tensor) -> float:
         """Return scale."""
         return self.scale

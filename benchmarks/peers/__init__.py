@@ -1,0 +1,1 @@
+"""What certified completion is measured against: convex solvers, R's softImpute, recommender libraries."""

@@ -1,0 +1,20 @@
+"""Factorization models in scikit-learn's API that certify how far from optimal their fit can be."""
+
+from theodolite.estimators.base import CertifiedEstimator
+from theodolite.estimators.completion import MatrixCompletion
+from theodolite.estimators.completion_cv import MatrixCompletionCV, completion_path
+from theodolite.estimators.factorization import LowRankFactorization, RobustPCA
+from theodolite.estimators.structured import FactorNorm, StructuredFactorization
+from theodolite.estimators.tensor import TensorFactorization
+
+__all__ = [
+    "CertifiedEstimator",
+    "FactorNorm",
+    "LowRankFactorization",
+    "MatrixCompletion",
+    "MatrixCompletionCV",
+    "RobustPCA",
+    "StructuredFactorization",
+    "TensorFactorization",
+    "completion_path",
+]
