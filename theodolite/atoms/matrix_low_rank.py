@@ -21,6 +21,7 @@ from theodolite.atoms.proximal import EVERY, GOAL, estimated_gap, initial_curvat
 from theodolite.core.params import Params
 from theodolite.linalg.subspace import Product, leading_triplets, nearly_orthonormal
 from theodolite.losses.masked import MaskedLoss
+from theodolite.losses.squared import SquaredLoss
 
 if TYPE_CHECKING:
     from theodolite.atoms.matrix import MatrixAtom
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 # Directions beyond the rank: near the optimum the singular values below the threshold cluster there, so that
 # a narrow subspace turns slowly, while a wide product costs hardly more than a narrow one
 _BUFFER = 32
+_LOOSE = 1.05  # times the curvature allowed, before a step is taken again
+_DECAY = 0.9  # of the curvature from step to step, down to what was met last
+_CLOSE = 1e-3  # gap from which on the rank counts as settled
 _STAGE = 3  # steps with one threshold above lam
 _COARSE = 20_000  # entries of a support from which float32 saves time
 _LOOKS = 3  # without progress before float32 gives way to float64, and that gives up
@@ -148,7 +152,7 @@ class LowRank:
         self.progress(self.to_params(self.best))
         return enough
 
-    def polished(self, point: _Point, tol: float, deadline: float) -> _Point:
+    def polished(self, point: _Point, basis: Tensor, tol: float, deadline: float) -> _Point:
         """Return the iterate after Newton steps on its factors, where there are any."""
         loss, lam, weights = self.loss, self.problem.lam, (self.atom.left.D, self.atom.right.D)
         if not isinstance(loss, MaskedLoss) or weights != (None, None) or not point.U.shape[1]:
@@ -157,7 +161,11 @@ class LowRank:
         lengths = point.V.norm(dim=0).sqrt()
         start = point.U * lengths, point.V / lengths
         # the gap falls in proportion to the gradient
-        A, B = polish(factored, start, 0.3 * GOAL * tol / self.gap, lambda: time.monotonic() < deadline)
+        rank = len(lengths)
+        U, s, V = leading_triplets(*self.operator(loss.gradient(point.seen)), basis, passes=2)
+        outside = slice(rank, rank + 2 * _BUFFER)
+        beyond = U[:, outside], s[outside], -V[:, outside]
+        A, B = polish(factored, start, beyond, GOAL * tol / self.gap, lambda: time.monotonic() < deadline)
         Q, R = torch.linalg.qr(A)
         left, s, right = torch.linalg.svd(R @ torch.linalg.qr(B).R.T)
         U, V = Q @ left, B @ torch.linalg.solve_triangular(torch.linalg.qr(B).R, right.T * s, upper=True)
@@ -177,33 +185,43 @@ class LowRank:
         basis = torch.cat([Z.V, self.random(_BUFFER)], 1)[:, : min(self.atom.shape)]
         # from a distant start the rank would first grow far beyond that of the solution
         level = max(lam, 0.5 * self.top(loss.gradient(Z.seen), basis, passes=1))
-        curvature = initial_curvature(loss, Z.seen)  # of the loss in the predictions
+        # Reciprocal of the step: where few entries are observed far below the bound that holds for every matrix
+        L = initial_curvature(loss, Z.seen) * self.stretch
+        quadratic = loss.scale if isinstance(getattr(loss, "entries", loss), SquaredLoss) else 0.0
         momentum, beta, stage, iteration, rank = 1.0, 0.0, 0, 0, -1
         while time.monotonic() < deadline:
-            L = curvature * self.stretch
             seen = torch.lerp(before.seen, Z.seen, 1.0 + beta)
             if beta > 0.0 and not inside(loss, seen):  # extrapolated out of the domain
                 momentum, beta = 1.0, 0.0
                 continue
             slope = loss.gradient(seen)
             point = torch.cat([Z.U, before.U], 1), torch.cat([(1.0 + beta) * Z.V, -beta * before.V], 1)
-            U, V, basis = self.threshold(*self.step(point, slope, L), basis, level / L)
+            U, V, wider = self.threshold(*self.step(point, slope, L), basis, level / L)
             fresh = _Point(U, V, self.predict(U, V))
-            gradient = loss.gradient(fresh.seen)
             change = fresh.seen - seen
-            bend = _dot(gradient, change) - _dot(slope, change)
-            noise = 1e-6 if self.coarse else 1e-9
-            fits = bend <= (1.0 + noise) * curvature * _dot(change, change) and inside(loss, fresh.seen)
-            if not fits:
-                if curvature > 1e200:  # at the edge of the loss's domain
+            bend = (
+                quadratic * _dot(change, change)
+                if quadratic
+                else _dot(loss.gradient(fresh.seen) - slope, change)
+            )
+            # <Y - fresh, fresh - Z> > 0 for the extrapolated point Y: the momentum points uphill
+            near, far, size = fresh.dot(Z), fresh.dot(before), fresh.dot(fresh)
+            old, cross = Z.dot(Z), Z.dot(before)
+            uphill = (2.0 + beta) * near - beta * far - size - (1.0 + beta) * old + beta * cross > 0.0
+            start = (1.0 + beta) ** 2 * old - 2.0 * beta * (1.0 + beta) * cross + beta**2 * before.dot(before)
+            square = start + size - 2.0 * ((1.0 + beta) * near - beta * far)
+            ratio = bend / square if square > 1e-12 * size else 0.0
+            if ratio > _LOOSE * L or not inside(loss, fresh.seen):
+                if L > 1e200:  # at the edge of the loss's domain
                     break
-                curvature *= 2.0
+                L = max(1.2 * ratio, 1.5 * L) if math.isfinite(ratio) else 2.0 * L
                 continue
-            uphill = _dot(change, fresh.seen - Z.seen) < 0.0  # the momentum points uphill
-            before, Z = Z, fresh
+            L = max(1.1 * ratio, _DECAY * L)
+            moved = size - 2.0 * near + old
+            before, Z, basis = Z, fresh, wider
             if level > lam:
                 stage += 1
-                if stage >= _STAGE or _dot(change, change) <= 1e-3 * _dot(Z.seen, Z.seen):
+                if stage >= _STAGE or moved <= 1e-3 * size:
                     level, stage, uphill = max(lam, 0.4 * level), 0, True
             else:
                 iteration += 1
@@ -211,11 +229,10 @@ class LowRank:
                 if self.look(Z, basis, tol):
                     break
                 settled, rank = rank == Z.U.shape[1], Z.U.shape[1]
-                if settled:
-                    Z, rank, uphill = self.polished(Z, tol, deadline), -1, True
+                if settled or self.gap < _CLOSE:
+                    Z, rank, uphill = self.polished(Z, basis, tol, deadline), -1, True
                     if self.look(Z, basis, tol):
                         break
-                curvature = min(curvature, loss.smoothness(Z.seen))  # backtracking may have gone too far
                 if self.stalled >= _LOOKS:
                     if not self.coarse:
                         break
@@ -242,3 +259,7 @@ class _Point:
     def gauge(self) -> float:
         """Nuclear norm."""
         return float(self.V.norm(dim=0).sum())
+
+    def dot(self, other: _Point) -> float:
+        """Return <self, other>."""
+        return float(((self.U.T @ other.U) * (self.V.T @ other.V)).sum())

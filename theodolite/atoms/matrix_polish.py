@@ -17,6 +17,7 @@ from theodolite.linalg.pattern import Pattern
 from theodolite.losses.masked import MaskedLoss
 
 Pair = tuple[Tensor, Tensor]
+Triplets = tuple[Tensor, Tensor, Tensor]
 
 _STEPS = 8
 _INNER = 60  # products with the Hessian in one step
@@ -47,7 +48,9 @@ class Factored:
         forward, adjoint = self.pattern.products(G)
         return (forward(B) + self.lam * A, adjoint(A) + self.lam * B), Z, G
 
-    def direction(self, point: Pair, slope: Pair, Z: Tensor, G: Tensor, enough: float) -> Pair:
+    def direction(
+        self, point: Pair, slope: Pair, Z: Tensor, G: Tensor, enough: float, beyond: Triplets
+    ) -> Pair:
         """Return an approximate Newton step: conjugate gradients until the curvature is not positive."""
         lam, pattern = self.lam, self.pattern
         A, B = (x.float() for x in point)
@@ -69,11 +72,20 @@ class Factored:
         p = float(diagonal.sum()) / math.prod(self.loss.shape)
         apart, together = 4.0 * lam * (s[:, None] + s), 8.0 * p * s[:, None] * s
 
+        # A third family, a singular pair of -G outside beside a small singular value: p s_k + lam - sigma_i
+        X, sigma, Y = (x.float() for x in beyond)
+        weight = p * s + lam
+        weak = 1.0 / (weight - sigma[:, None]).clamp(min=1e-3 * lam) - 1.0 / weight
+
         def precondition(residual: Pair) -> Pair:
             first, second = A.T @ residual[0], B.T @ residual[1]
             minus, plus = first - second, first + second
             S, T = (minus + minus.T) / apart, (plus + plus.T) / together
-            return residual[0] / scale[0] + A @ (T + S), residual[1] / scale[1] + B @ (T - S)
+            K = 0.5 * weak * (X.T @ residual[0] + Y.T @ residual[1])
+            return (
+                residual[0] / scale[0] + A @ (T + S) + X @ K,
+                residual[1] / scale[1] + B @ (T - S) + Y @ K,
+            )
 
         residual = -slope[0].float(), -slope[1].float()
         step = torch.zeros_like(A), torch.zeros_like(B)
@@ -96,13 +108,17 @@ class Factored:
         return step[0].double(), step[1].double()
 
 
-def polish(problem: Factored, point: Pair, goal: float, running: Callable[[], bool]) -> Pair:
+def polish(
+    problem: Factored, point: Pair, beyond: Triplets, goal: float, running: Callable[[], bool]
+) -> Pair:
     """Return factors with a smaller gradient.
 
     Parameters
     ----------
     problem : Factored
     point : tuple of Tensor, shapes (n, r) and (m, r)
+    beyond : tuple of Tensor, shapes (n, q), (q,) and (m, q)
+        Leading singular triplets of minus the loss's gradient outside the factors' spans, as searched.
     goal : float
         By what factor the gradient is to shrink.
     running : callable
@@ -114,7 +130,7 @@ def polish(problem: Factored, point: Pair, goal: float, running: Callable[[], bo
     for _ in range(_STEPS):
         if length <= goal or not running():
             break
-        trial = _plus(point, problem.direction(point, slope, Z, G, 0.3 * goal), 1.0)
+        trial = _plus(point, problem.direction(point, slope, Z, G, 0.3 * goal, beyond), 1.0)
         fresh = problem.slope(trial)
         size = math.sqrt(_dot(fresh[0], fresh[0]))
         if not size < 0.7 * length:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from theodolite.core.atom import Atom
 from theodolite.core.certificate import Certificate, certify
-from theodolite.core.descend import least_ratio
 from theodolite.core.params import Params, count
 from theodolite.core.solve import Round, Solution, Solver
 from theodolite.linalg.lanczos import FailureLedger
 from theodolite.losses.base import Loss, check_positive
 from theodolite.optim.log import Log
+from theodolite.optim.ratio import least_ratio
 from theodolite.value import Value
 
 
@@ -75,7 +75,9 @@ class Problem:
         if support is None:
             return R
         index = torch.stack([support.rows, support.cols])
-        return torch.sparse_coo_tensor(index, R, self.loss.shape, check_invariants=False).coalesce()
+        sure = support.sorted or None
+        Q = torch.sparse_coo_tensor(index, R, self.loss.shape, check_invariants=False, is_coalesced=sure)
+        return Q.coalesce()
 
     def lambda_max(self, budget: float | None = None, *, seed: int = 0, delta: float = 1e-9) -> Value:
         """Return the smallest lam for which the zero model is optimal, the polar of the residual at zero."""
@@ -101,7 +103,8 @@ class Problem:
         tol : float
             Relative gap at which the verdict is "closed".
         budget : float, optional
-            Seconds for the polar; with 0 the certificate is valid and loose.
+            Seconds for the polar, and a tenth of them for the family's own dual bound; with 0 the certificate
+            is valid and loose.
         seed, delta : int, float
             Of random starts; failure probability that a randomized bound may have.
 
@@ -135,7 +138,8 @@ class Problem:
         tol : float
             Relative gap (P - D) / |P| to stop at.
         budget : float, optional
-            Seconds; None for no limit, 0 for a valid, loose certificate of the start.
+            Seconds, the last tenth kept for the last certificate; None for no limit, 0 for a valid, loose
+            certificate of the start.
         device : torch.device or str, optional
             Where to descend; bounds are proved in float64 wherever they are computed.
         seed, delta : int, float
@@ -159,8 +163,8 @@ class Problem:
         self.check_params(params)
         params = tuple(p.detach().to(problem.loss.zeros().device) for p in params)
         with Log(verbose) as log, torch.no_grad():
-            solver = Solver(problem, params, tol, budget, FailureLedger(delta, seed), log)
-            return solver.run(max_rounds, callback)
+            solver = Solver(problem, params, tol, budget, FailureLedger(delta, seed))
+            return solver.run(max_rounds, callback, log)
 
     def to(self, device: torch.device | str) -> Problem:
         """Return the same problem with its data on a device."""
@@ -179,11 +183,12 @@ class Problem:
         bounds, why = self.row_bounds, ""
         if not bool(torch.isfinite(bounds).all()) or bool((bounds < 0.0).any()):
             why = "its row_bounds are not finite"
-        start = self.atom.init(1)
-        worst = start if why else least_ratio(self.atom, start, self.loss.support)
+        start, atom, support = self.atom.init(1), self.atom, self.loss.support
+        if not why:
+            start = least_ratio(lambda p: atom.theta(p).sum(), lambda p: atom.predict(p, support), start)
         for grown in range(-1, 0 if why else len(start)):
-            factors = [1e6 if i == grown and p.is_floating_point() else 1 for i, p in enumerate(worst)]
-            probe = tuple(p * factor for p, factor in zip(worst, factors, strict=True))
+            factors = [1e6 if i == grown and p.is_floating_point() else 1 for i, p in enumerate(start)]
+            probe = tuple(p * factor for p, factor in zip(start, factors, strict=True))
             Z, theta = self.predictions(probe), float(self.atom.theta(probe).sum())
             size = Z.norm(dim=1) if Z.ndim == 2 else Z.abs()
             if bool((size > (1.0 + 1e-6) * theta * bounds + 1e-9 * size.max()).any()):

@@ -16,6 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -125,6 +126,12 @@ class Support:
     def size(self) -> int:
         """Number of entries."""
         return len(self.rows)
+
+    @cached_property
+    def sorted(self) -> bool:
+        """Whether the entries are in the order of rows, and of columns within a row."""
+        place = self.rows * self.shape[1] + self.cols
+        return bool((place[1:] > place[:-1]).all())
 
     def to(self, device: torch.device | str) -> Support:
         """Return the same support on a device."""

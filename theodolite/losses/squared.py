@@ -46,7 +46,8 @@ class SquaredLoss(SampleLoss):
 
     def gradient(self, Z: Tensor) -> Tensor:
         """Return scale (Z - Y)."""
-        return self.scale * (self._check(Z, "Z") - self.Y)
+        difference = self._check(Z, "Z") - self.Y
+        return difference if self.scale == 1.0 else difference.mul_(self.scale)
 
     def dual(self, Q: Tensor) -> float:
         """Return <Q, Y> - ||Q||_F^2 / (2 scale)."""
