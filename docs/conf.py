@@ -44,8 +44,12 @@ templates_path: list[str] = []
 default_role = "py:obj"
 nitpicky = True
 # what other packages define has no page here, and looking it up would need a network; a name in single backquotes
-# may be a parameter
-nitpick_ignore_regex = [("py:.*", r"(abc|click|contextlib|enum|torch|typing)\..*"), ("py:obj", ".*")]
+# may be a parameter; a private base class has no page
+nitpick_ignore_regex = [
+    ("py:.*", r"(abc|click|contextlib|enum|sklearn|torch|typing)\..*"),
+    ("py:class", r".*\._\w+"),
+    ("py:obj", ".*"),
+]
 highlight_language = "none"  # what is not marked as Python is output
 
 # Formulas become MathML when the pages are built, by the writer of the HTML report: no script, no font to load.

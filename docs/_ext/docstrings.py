@@ -43,7 +43,10 @@ def _read(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: li
 
 
 def _skip(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
-    return True if isinstance(thing, GenericAlias) else None  # an alias such as Params has no signature
+    """Leave out aliases such as Params, which have no signature, and scikit-learn's `set_fit_request` and its like."""
+    routing = name.rpartition(".")[2]
+    foreign = routing.startswith("set_") and routing.endswith("_request")
+    return True if foreign or isinstance(thing, GenericAlias) else None
 
 
 def _find(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
@@ -55,7 +58,9 @@ def _find(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
         return None  # `x` alone is a parameter
     objects = env.get_domain("py").objects
     found = [name for name in objects if name.endswith(f".{target}")]
-    for name in (target, f"{node.get('py:module')}.{target}"):  # what a module imports is at home in another
+    module = node.get("py:module")
+    # what a module imports, or a class inherits, is at home in another
+    for name in (target, f"{module}.{target}", f"{module}.{node.get('py:class')}.{target}"):
         thing = locate(name) if name.startswith("theodolite.") else None
         if hasattr(thing, "__qualname__"):
             found = [f"{thing.__module__}.{thing.__qualname__}"]

@@ -210,3 +210,30 @@ def test_zero_is_optimal_from_lambda_max_on():
 def test_other_arguments_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_the_relaxation_enters_the_certificate_and_is_gone_on_with():
+    atom = StructuredAtom((30, 8), IMAGE_SIGNS, SIGNS)
+    problem = Problem(SquaredLoss(planted()), atom, 0.6)
+    params = atom.init(0)
+    options = {"tol": 1e-3, "seed": 0, "delta": 1e-9}
+    assert atom.dual_bound(problem, params, budget=0.0, **options) is None  # nothing is known yet
+    alone = problem.certify(params, budget=0.0).dual_bound
+    early = atom.dual_bound(problem, params, budget=0.01, **options).low
+    late = atom.dual_bound(problem, params, budget=None, **options).low
+    assert early <= late == pytest.approx(relaxed_bound(problem, tol=1e-4), rel=1e-2)
+    assert atom.dual_bound(problem, params, budget=0.0, **options).low == late
+    assert alone < late == problem.certify(params, budget=0.0).dual_bound
+    solution = problem.solve(tol=1e-3, budget=0.5)
+    assert solution.certificate.dual_bound >= late
+    assert solution.history[0].dual_bound >= late
+    assert solution.certificate.verdict != "closed" or solution.certificate.gap <= 1e-3
+    other = Problem(problem.loss, atom, 2.0)
+    assert atom.dual_bound(other, params, budget=0.0, **options) is None
+    assert other.certify(params).dual_bound <= other.objective(params)
+
+
+def test_euclidean_norms_need_no_relaxation():
+    atom = StructuredAtom((30, 8))
+    problem = Problem(SquaredLoss(planted()), atom, 0.6)
+    assert atom.dual_bound(problem, atom.init(0), tol=1e-3, budget=None, seed=0, delta=1e-9) is None

@@ -141,7 +141,7 @@ def test_a_polar_that_is_refuted_by_an_attained_objective_raises():
     Y = normal(5, 3)
     Z = soft_threshold(Y, 0.5)
     problem = Problem(SquaredLoss(Y), PolarTooSmall((5, 3)), 0.5)
-    with pytest.raises(ArithmeticError, match=r"atom: its polar is too small, .* refutes its upper end"):
+    with pytest.raises(ArithmeticError, match=r"atom: the upper end of its polar, .* refutes a bound of"):
         problem.certify((Z[None],))
 
 
@@ -150,3 +150,69 @@ def test_a_curvature_that_underflows_is_no_division_by_zero():
     c = Problem(loss, Entry((2, 1)), 1e-3).certify((torch.full((1, 2, 1), -1000.0, dtype=torch.float64),))
     assert c.verdict == "improvable"
     assert 0.0 < c.decrease <= c.objective - c.dual_bound
+
+
+class OwnBound(Entry):
+    """Its polar is loose; it knows a lower bound from elsewhere."""
+
+    def __init__(self, lower, confidence=1.0):
+        super().__init__((5, 3))
+        self.own, self.asked = Value.bound(lower=lower, confidence=confidence), []
+
+    def polar(self, Q, **options):
+        value = super().polar(Q)
+        return Value.bound(value.lower, 1.5 * value.upper, witness=value.witness)
+
+    def dual_bound(self, problem, params, **options):
+        self.asked.append(options)
+        return self.own
+
+
+def own_bound(factor, confidence=1.0):
+    problem, Z, optimum = entrywise(0, 0.5)
+    return Problem(problem.loss, OwnBound(factor * optimum, confidence), 0.5), (Z[None],), optimum
+
+
+def test_a_better_bound_of_the_family_closes():
+    problem, params, optimum = own_bound(1.0 - 1e-6)
+    alone = Problem(problem.loss, OwnBound(-math.inf), 0.5).certify(params)
+    assert alone.verdict == "undecided"
+    assert alone.gap > 0.01
+    c = problem.certify(params, budget=2.0, seed=5, delta=1e-3)
+    assert (c.verdict, c.dual_bound, c.confidence) == ("closed", optimum * (1.0 - 1e-6), 1.0)
+    assert 0.0 < c.gap == pytest.approx(1e-6, rel=1e-3)
+    assert problem.atom.asked == [{"tol": 1e-3, "budget": 0.2, "seed": 5, "delta": pytest.approx(1e-3)}]
+
+
+def test_solve_and_its_log_have_the_better_bound():
+    problem, _, optimum = own_bound(1.0 - 1e-6)
+    solution = problem.solve(tol=1e-4)
+    assert solution.certificate.verdict == "closed"
+    assert solution.certificate.dual_bound == solution.history[-1].dual_bound == optimum * (1.0 - 1e-6)
+    assert solution.history[0].dual_bound == optimum * (1.0 - 1e-6)
+
+
+def test_a_worse_bound_of_the_family_changes_nothing():
+    problem, params, optimum = own_bound(0.1)
+    c, alone = problem.certify(params), Problem(problem.loss, OwnBound(-math.inf), 0.5).certify(params)
+    assert 0.1 * optimum < c.dual_bound == alone.dual_bound
+    assert (c.gap, c.verdict) == (alone.gap, alone.verdict)
+
+
+def test_the_familys_bound_is_not_asked_for_where_the_polar_closes():
+    problem, params, _ = own_bound(2.0)  # a lie that nobody asks for
+    assert problem.certify(params, tol=10.0).verdict == "closed"
+    assert problem.atom.asked == []
+
+
+@pytest.mark.parametrize("way", ["certify", "solve"])
+def test_a_bound_of_the_family_that_is_too_high_raises(way):
+    problem, params, _ = own_bound(1.01)
+    with pytest.raises(ArithmeticError, match=r"or its dual bound, is wrong: .* refutes a bound of"):
+        problem.certify(params) if way == "certify" else problem.solve(tol=1e-4)
+
+
+def test_a_randomized_bound_of_the_family_passes_its_confidence_on():
+    problem, params, _ = own_bound(1.0 - 1e-6, confidence=0.99)
+    c = problem.certify(params)
+    assert (c.verdict, c.confidence) == ("closed", pytest.approx(0.99))

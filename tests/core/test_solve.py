@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
 from toy_atoms import Entry, soft_threshold
 
+from theodolite.atoms import StructuredAtom
 from theodolite.core import repair
 from theodolite.core.params import count, join, select
 from theodolite.core.problem import Problem
 from theodolite.losses import CrossEntropyLoss, SquaredLoss
+from theodolite.polar.factor_norm import FactorNorm
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -241,5 +244,45 @@ def test_a_bound_that_a_later_incumbent_refutes_raises():
                 return type(value).bound(0.0, 0.51, witness=value.witness)
             return value
 
-    with pytest.raises(ArithmeticError, match="refutes its upper end"):
+    with pytest.raises(ArithmeticError, match="refutes a bound"):
         Problem(SquaredLoss(normal(6, 4)), Broken((6, 4)), 0.5).solve(tol=1e-9)
+
+
+def test_the_last_certificate_has_a_tenth_of_the_budget_to_itself():
+    class Late(Entry):
+        """Descends until it is told to stop, and beyond; its polar is loose where it has no time."""
+
+        given: list[float] = []  # noqa: RUF012
+
+        def polar(self, Q, *, budget=None, **options):
+            self.given.append(budget)
+            loose = super().polar(Q, budget=0)
+            return loose if budget < 0.02 else super().polar(Q)
+
+        def descend(self, problem, params, *, deadline, **options):
+            time.sleep(max(deadline + 0.03 - time.monotonic(), 0.0))
+            return params
+
+    start, problem = time.monotonic(), Problem(SquaredLoss(normal(6, 4)), Late((6, 4)), 0.5)
+    solution = problem.solve(tol=0.0, budget=0.5)
+    assert len(solution.history) == 2
+    assert all(given > 0.02 for given in Late.given)
+    assert time.monotonic() - start >= 0.45
+    assert Late.given[-1] == pytest.approx(0.05)  # though only 0.02 were left
+    low, high = solution.certificate.polar_ratio
+    assert high / low < 1.01
+    assert solution.certificate.gap <= min(r.gap for r in solution.history)
+
+
+@pytest.mark.parametrize("budget", [1.0, 2.0])
+def test_a_budget_is_kept_and_the_last_gap_is_the_best(budget):
+    planted = normal(120, 3) @ normal(3, 100, seed=1)
+    norm = FactorNorm(l2=1.0, l1=0.1, tv=0.1, nonnegative=True)
+    problem = Problem(
+        SquaredLoss(planted + normal(120, 100, seed=2)), StructuredAtom((120, 100), norm, norm), 5.0
+    )
+    start = time.monotonic()
+    solution = problem.solve(tol=0.0, budget=budget)
+    seconds = time.monotonic() - start
+    assert seconds < 1.3 * budget + 0.5
+    assert solution.certificate.gap <= min(r.gap for r in solution.history)

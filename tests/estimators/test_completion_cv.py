@@ -161,7 +161,7 @@ def test_interrupted_it_keeps_the_best_that_was_complete(monkeypatch, after):
         ({"n_alphas": 0}, ValueError, "n_alphas: expected an integer >= 1, got 0"),
         ({"eps": 1.0}, ValueError, "eps: expected a number between 0 and 1, got 1.0"),
         ({"cv": 1}, ValueError, "cv: expected an integer >= 2, got 1"),
-        ({"cv": 1000}, ValueError, "Cannot have number of splits n_splits=1000"),
+        ({"cv": 1000}, ValueError, "cv: expected at most as many folds as observed entries, 23, got 1000"),
         ({"tol": "no"}, TypeError, "tol: expected a finite number >= 0, got 'no'"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from theodolite.linalg.subspace import leading_triplets
+from theodolite.linalg.subspace import leading_triplets, nearly_orthonormal
 
 
 @pytest.mark.parametrize(("n", "m"), [(40, 25), (25, 40), (6, 50), (50, 6), (1, 5), (5, 1)])
@@ -29,3 +29,19 @@ def test_a_warm_start_is_exact_at_once() -> None:
     _, s, Vh = torch.linalg.svd(A)
     _, found, _ = leading_triplets(lambda X: A @ X, lambda Y: A.T @ Y, Vh[:5].T, passes=1)
     assert torch.allclose(found, s[:5], rtol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0])
+def test_a_cheaper_basis_of_the_same_space(scale: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    Q = torch.linalg.qr(torch.randn(50, 8, dtype=torch.float64, generator=generator)).Q
+    X = (Q + scale * torch.randn(50, 8, dtype=torch.float64, generator=generator)) * torch.logspace(-9, 9, 8)
+    basis = nearly_orthonormal(X)
+    assert torch.allclose(basis.T @ basis, torch.eye(8).double(), atol=1e-12)
+    assert torch.allclose(basis @ (basis.T @ X) / X.norm(dim=0), X / X.norm(dim=0), atol=1e-12)
+
+
+def test_dependent_columns_still_get_an_orthonormal_basis() -> None:
+    X = torch.ones(20, 3).double()
+    basis = nearly_orthonormal(X)
+    assert torch.allclose(basis.T @ basis, torch.eye(3).double(), atol=1e-12)

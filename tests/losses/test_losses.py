@@ -182,6 +182,24 @@ def test_single_class_has_no_loss():
     assert loss.dual(-loss.gradient(Z)) == 0.0
 
 
+@pytest.mark.parametrize("size", [0, 1, 5, 65_536, 65_537, 200_000])
+@pytest.mark.parametrize("scale", [1.0, 1e-300, 1e280])
+def test_accurate_sum_is_exact_but_for_one_rounding(size, scale):
+    generator = torch.Generator().manual_seed(size)
+    x = torch.randn(size, 1, dtype=torch.float64, generator=generator) * scale
+    wide = x * torch.exp(5.0 * torch.randn(size, 1, dtype=torch.float64, generator=generator))
+    alternating = torch.cat([x, -x.flip(0), x[:1] * 1e-12])
+    for terms in (x, wide, alternating, x.abs()):
+        exact = math.fsum(terms[:, 0].tolist())
+        assert abs(accurate_sum(terms) - exact) <= 2.0**-53 * float(terms.abs().sum()) + 5e-324
+
+
+def test_accurate_sum_of_what_overflows():
+    assert accurate_sum(torch.full((3, 1), 1.7e308, dtype=torch.float64)) == math.inf
+    assert accurate_sum(torch.tensor([[1.7e308], [-1.7e308]], dtype=torch.float64)) == 0.0
+    assert math.isnan(accurate_sum(torch.tensor([[1.0], [math.nan]]).double()))
+
+
 def test_accurate_sum_survives_cancellation():
     matrix = torch.tensor([[1e16], [1.0], [-1e16], [1.0]], dtype=torch.float64)
     assert accurate_sum(matrix) == 2.0

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from theodolite.atoms.matrix_polish import Factored, polish
-from theodolite.atoms.proximal import EVERY, GOAL, estimated_gap, initial_curvature, inside
+from theodolite.atoms.proximal import EVERY, estimated_gap, initial_curvature, inside
 from theodolite.core.params import Params
 from theodolite.linalg.subspace import Product, leading_triplets, nearly_orthonormal
 from theodolite.losses.masked import MaskedLoss
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 _BUFFER = 32
 _LOOSE = 1.05  # times the curvature allowed, before a step is taken again
 _DECAY = 0.9  # of the curvature from step to step, down to what was met last
-_CLOSE = 1e-3  # gap from which on the rank counts as settled
+_SETTLED, _CLOSE = 5, 1e-3  # steps of one rank, and gap, from which on Newton's method is tried
+_GOAL = 0.6  # of the tolerance: what is estimated here must still hold when it is proved
 _STAGE = 3  # steps with one threshold above lam
 _COARSE = 20_000  # entries of a support from which float32 saves time
 _LOOKS = 3  # without progress before float32 gives way to float64, and that gives up
@@ -114,9 +115,9 @@ class LowRank:
         root = point.V.norm(dim=0).clamp(min=1e-300).sqrt()
         return self.atom.left.solve((point.U * root).T), self.atom.right.solve((point.V / root).T)
 
-    def top(self, gradient: Tensor, start: Tensor, passes: int = 2) -> float:
+    def top(self, gradient: Tensor, start: Tensor) -> float:
         """Return an estimate, from below, of the largest singular value of the gradient."""
-        return float(leading_triplets(*self.operator(gradient), start, passes=passes)[1][0])
+        return float(leading_triplets(*self.operator(gradient), start, passes=2)[1][0])
 
     def threshold(
         self, forward: Product, adjoint: Product, basis: Tensor, t: float
@@ -144,7 +145,7 @@ class LowRank:
         gradient = self.loss.gradient(point.seen)
         polar = self.top(gradient, basis)
         gap = estimated_gap(self.loss, self.problem.lam, objective, gradient, polar)
-        enough = gap <= GOAL * tol
+        enough = gap <= _GOAL * tol
         closer = gap < 0.9 * self.gap or objective < self.objective - 1e-14 * abs(objective)
         self.stalled, self.gap = 0 if closer else self.stalled + 1, min(gap, self.gap)
         if objective < self.objective or enough:  # beside the gap, the rounding of objectives does not matter
@@ -165,14 +166,14 @@ class LowRank:
         U, s, V = leading_triplets(*self.operator(loss.gradient(point.seen)), basis, passes=2)
         outside = slice(rank, rank + 2 * _BUFFER)
         beyond = U[:, outside], s[outside], -V[:, outside]
-        A, B = polish(factored, start, beyond, GOAL * tol / self.gap, lambda: time.monotonic() < deadline)
+        A, B = polish(factored, start, beyond, _GOAL * tol / self.gap, lambda: time.monotonic() < deadline)
         Q, R = torch.linalg.qr(A)
         left, s, right = torch.linalg.svd(R @ torch.linalg.qr(B).R.T)
         U, V = Q @ left, B @ torch.linalg.solve_triangular(torch.linalg.qr(B).R, right.T * s, upper=True)
         return _Point(U, V, self.predict(U, V))
 
     def run(self, tol: float, deadline: float) -> Params:
-        """Iterate until the estimated gap is a third of tol; the best of the iterates looked at.
+        """Iterate until the estimated gap is well within tol; the best of the iterates looked at.
 
         Parameters
         ----------
@@ -184,11 +185,11 @@ class LowRank:
         Z = before = self.start
         basis = torch.cat([Z.V, self.random(_BUFFER)], 1)[:, : min(self.atom.shape)]
         # from a distant start the rank would first grow far beyond that of the solution
-        level = max(lam, 0.5 * self.top(loss.gradient(Z.seen), basis, passes=1))
+        level = max(lam, 0.5 * self.top(loss.gradient(Z.seen), basis))
         # Reciprocal of the step: where few entries are observed far below the bound that holds for every matrix
         L = initial_curvature(loss, Z.seen) * self.stretch
         quadratic = loss.scale if isinstance(getattr(loss, "entries", loss), SquaredLoss) else 0.0
-        momentum, beta, stage, iteration, rank = 1.0, 0.0, 0, 0, -1
+        momentum, beta, stage, iteration, settled = 1.0, 0.0, 0, 0, 0
         while time.monotonic() < deadline:
             seen = torch.lerp(before.seen, Z.seen, 1.0 + beta)
             if beta > 0.0 and not inside(loss, seen):  # extrapolated out of the domain
@@ -218,6 +219,7 @@ class LowRank:
                 continue
             L = max(1.1 * ratio, _DECAY * L)
             moved = size - 2.0 * near + old
+            settled = settled + 1 if U.shape[1] == Z.U.shape[1] else 0
             before, Z, basis = Z, fresh, wider
             if level > lam:
                 stage += 1
@@ -228,9 +230,8 @@ class LowRank:
             if iteration and iteration % EVERY == 0:
                 if self.look(Z, basis, tol):
                     break
-                settled, rank = rank == Z.U.shape[1], Z.U.shape[1]
-                if settled or self.gap < _CLOSE:
-                    Z, rank, uphill = self.polished(Z, basis, tol, deadline), -1, True
+                if settled >= _SETTLED and self.gap < _CLOSE:
+                    Z, settled, uphill = self.polished(Z, basis, tol, deadline), 0, True
                     if self.look(Z, basis, tol):
                         break
                 if self.stalled >= _LOOKS:
@@ -242,7 +243,7 @@ class LowRank:
                 last = momentum = 1.0
             beta = (last - 1.0) / momentum
         better = loss.value(Z.seen) + lam * Z.gauge < self.objective
-        return self.to_params(Z if better and self.gap > GOAL * tol else self.best)
+        return self.to_params(Z if better and self.gap > _GOAL * tol else self.best)
 
 
 def _dot(x: Tensor, y: Tensor) -> float:

@@ -19,7 +19,6 @@ from theodolite.value import Value
 
 _SMALL = 256  # up to this min(n, m) a full SVD costs less than a search
 _FAR = 2.0  # times the target
-_QUICK = 20  # steps of a proof that need not be close
 _CHEAP = 1024  # up to this min(n, m) one Cholesky factorization is cheaper than any other proof
 _GRAM = 4096  # up to this it is affordable where nothing else proves enough,
 _DENSE = 4e6  # with a sparse matrix of at most so many entries made dense for a search,
@@ -31,7 +30,7 @@ def spectral_bound(
 ) -> tuple[Params, Value | None]:
     """Return pairs of leading singular vectors, and a proved bound of sigma_max(T) if there is time for it.
 
-    Far above the target, where a dual bound is of little use, both are cheap.
+    Without starts and far above the target, where a dual bound is of little use, there is none.
 
     Parameters
     ----------
@@ -48,13 +47,18 @@ def spectral_bound(
     target : float
         What bound is enough; inf for as close a one as can be had.
     """
-    far = starts is None and min(T.shape) > _SMALL and float(heavy_column(T)[0].norm()) > _FAR * target
-    U, V, q = triplets(T, starts, wanted + 2, seed, passes=3 if far else None)
+    if starts is None and min(T.shape) > _SMALL and float(heavy_column(T)[0].norm()) > _FAR * target:
+        U, V, _ = triplets(T, None, wanted + 2, seed, passes=2)
+        return (U.T[:wanted], V.T[:wanted]), None
+    if starts is not None and _GRAM >= min(T.shape) > _CHEAP:  # what the starts attain may be all there is
+        U, _, V = leading_triplets(*matrix_products(T), starts.T[:, : min(T.shape)], passes=1)
+        proved = None if time.monotonic() >= stop else by_inertia(T, (U, V), target)
+        if proved is not None and proved.high <= target:
+            return (U.T[:wanted], V.T[:wanted]), proved
+    U, V, q = triplets(T, starts, wanted + 2, seed)
     pairs = U.T[:wanted], V.T[:wanted]
     if time.monotonic() >= stop:
         return pairs, None
-    if far:
-        return pairs, sigma_max(T, method="random", delta=delta, seed=seed, max_steps=_QUICK)
     return pairs, prove(T, (U[:, :q], V[:, :q]), delta, seed, target)
 
 
@@ -148,6 +152,32 @@ def _dense(T: Tensor) -> Tensor:
     return T.to_dense() if T.is_sparse else T
 
 
+def by_inertia(T: Tensor, basis: tuple[Tensor, Tensor], target: float) -> Value | None:
+    """Return a bound of sigma_max(T) proved by one Cholesky factorization or a few, where that is worth it.
+
+    Beyond a certain size Krylov spaces are cheaper, but they leave about half a percent open.
+
+    Parameters
+    ----------
+    T, basis, target
+        As for :func:`prove`.
+    """
+    least, (U, V) = min(T.shape), basis
+    lower = abs(float(U[:, 0] @ matrix_products(T)[0](V[:, :1])[:, 0]))
+    # a little within the target, which rounding elsewhere takes its share of
+    aim = lower + 0.97 * (target - lower) if lower < target else math.inf
+    if not (_affordable(T) and lower > 0.0 and (least <= _CHEAP or aim < 1.005 * lower)):
+        return None
+    excess = 4.0 * least**2 * UNIT_ROUNDOFF  # about what rounding takes
+    taus = [lower * (1.0 + excess * 16.0**k) for k in range(8)] if least <= _CHEAP else []
+    tau = first_proved(_dense(T), sorted([*taus, aim] if aim < math.inf else taus))
+    return Value.bound(0.0, tau, note=INERTIA) if tau < math.inf else None
+
+
+def _affordable(T: Tensor) -> bool:
+    return min(T.shape) <= _GRAM and T.numel() <= _DENSE_AT_LAST
+
+
 def prove(T: Tensor, basis: tuple[Tensor, Tensor], delta: float, seed: int, target: float) -> Value:
     """Return a proved bound of sigma_max(T); the most costly proof only where it may show <= target.
 
@@ -162,26 +192,15 @@ def prove(T: Tensor, basis: tuple[Tensor, Tensor], delta: float, seed: int, targ
     target : float
         What is enough; inf for as close a bound as can be had.
     """
-    least, (U, V) = min(T.shape), basis
-    lower = abs(float(U[:, 0] @ matrix_products(T)[0](V[:, :1])[:, 0]))
-    dense = least <= _GRAM and T.numel() <= _DENSE_AT_LAST
-    aim = target if lower < target else math.inf
-    # beyond _CHEAP a Krylov space is cheaper, but leaves about half a percent open
-    if dense and lower > 0.0 and (least <= _CHEAP or aim < 1.005 * lower):
-        excess = 4.0 * least**2 * UNIT_ROUNDOFF  # about what rounding takes
-        if least > _CHEAP:
-            excess = max(excess, 0.1 * (aim / lower - 1.0))
-        taus = [lower * (1.0 + excess * 16.0**k) for k in range(8)]
-        tau = first_proved(_dense(T), sorted([*taus, aim] if aim < math.inf else taus))
-        if tau < math.inf:
-            return Value.bound(0.0, tau, note=INERTIA)
+    proved = by_inertia(T, basis, target)
+    if proved is not None:
+        return proved
     proved = sigma_max(T, method="split", basis=basis, delta=0.5 * delta, seed=seed)
     if proved.low > target or proved.high <= target or math.isinf(target):
         return proved
-    if dense:
+    if _affordable(T):
         return sigma_max(_dense(T), method="inertia", tol=1e-12)
     further = sigma_max(T, method="split", basis=basis, delta=0.5 * delta, seed=~seed, max_steps=400)
     better = further if further.high < proved.high else proved
-    return replace(
-        better, confidence=min(1.0 - delta, proved.confidence)
-    )  # a choice between two: both must hold
+    # a choice between two: both must hold
+    return replace(better, confidence=min(1.0 - delta, proved.confidence))

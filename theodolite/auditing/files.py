@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable
@@ -70,16 +71,22 @@ def write_atomically(path: str | Path, content: str | Callable[[Path], None]) ->
     target = _target(path)
     temporary: Path | None = None
     try:
-        if _is_special(path) and isinstance(content, str):  # a pipe or a terminal cannot be renamed onto
+        special = _is_special(path)  # a pipe or a device: renaming onto it would put a file in its place
+        if special and isinstance(content, str):
             path.write_text(content, encoding="utf-8")
             return
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".theodolite-", suffix=target.suffix)
+        folder = None if special else target.parent
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".theodolite-", suffix=target.suffix)
         os.close(handle)
         temporary = Path(name)
         if isinstance(content, str):
             temporary.write_text(content, encoding="utf-8")
         else:
             content(temporary)
+        if special:
+            with open(temporary, "rb") as source, open(path, "wb") as sink:
+                shutil.copyfileobj(source, sink)
+            return
         temporary.chmod(_mode(target))
         temporary.replace(target)
         temporary = None

@@ -45,7 +45,7 @@ _OPERATORS = {
     **{"lvert": "|", "rvert": "|", "vert": "|", "lVert": "‖", "rVert": "‖", "Vert": "‖", "|": "‖"},
     **{"langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉", "{": "{"},
     **{"}": "}", "backslash": "\\", "lbrace": "{", "rbrace": "}", "#": "#", "%": "%", "&": "&", "_": "_"},
-    **{"$": "$", "not": "̸"},
+    **{"$": "$", "not": "̸", "bigotimes": "⨂"},
 }
 _FENCES = frozenset("( ) [ ] { } | ‖ ⟨ ⟩ ⌊ ⌋ ⌈ ⌉".split())
 _CLOSING = frozenset(") ] } ⟩ ⌋ ⌉ | ‖ ⊤ ′ ! %".split())
@@ -55,7 +55,7 @@ _FUNCTIONS = frozenset(
     "max min sup inf lim limsup liminf log ln exp sin cos tan tanh cosh sinh det dim ker rank arg argmax argmin "
     "deg gcd Pr trace diag sign median".split()
 )
-_LIMITS = frozenset("∑ ∏ ⋃ ⋂ max min sup inf lim".split())
+_LIMITS = frozenset("∑ ∏ ⨂ ⋃ ⋂ max min sup inf lim".split())
 _NAMED = 'movablelimits="true" lspace="0" rspace="0"'
 _MATRICES = {"matrix": ("", ""), "pmatrix": ("(", ")"), "bmatrix": ("[", "]"), "cases": ("{", "")}
 _ACCENTS = {
@@ -73,7 +73,7 @@ _SIZES = {
     for side in ("", *"lmr")
 }
 _TEXTS = frozenset(
-    "text textrm textit textup mbox mathrm mathop operatorname operatorname* mathsf textsf texttt mathtt".split()
+    "text textrm textit mathit textup mbox mathrm mathop operatorname operatorname* mathsf textsf texttt mathtt".split()
 )
 _ALPHABETS = {
     "mathbb": lambda c: (

@@ -139,12 +139,12 @@ def _check_parameters(found: dict[str, Any]) -> None:
     """Let the estimator check its parameters before any file is read."""
     from theodolite.cli.models import arguments_of_the_command
     from theodolite.estimators import MatrixCompletion
-    from theodolite.estimators.base import check_number
+    from theodolite.estimators.base import check_factor
 
     parameters = {name: value for name, value in found.items() if name not in ("seed", "holdout")}
     with arguments_of_the_command():
         MatrixCompletion(**parameters)._check()
-        check_number(parameters.get("alpha", 1.0), "alpha", low=0.0, strict=True)
+        check_factor(parameters.get("alpha", 1.0), "alpha")
 
 
 def _check_files(path: str, options: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from theodolite.core.problem import Problem
 
+    Progress = Callable[[Params], None]
+
 
 class Atom(ABC):
     """One family of subnetworks, positively homogeneous of one degree, computed in float64.
@@ -128,14 +130,20 @@ class Atom(ABC):
         """Return fewer subnetworks with the same sum of phi and no larger theta; the default merges none."""
         return params
 
+    def dual_bound(
+        self, problem: Problem, params: Params, *, tol: float, budget: float | None, seed: int, delta: float
+    ) -> Value | None:
+        """Return a lower bound of the objective of any subnetworks, from elsewhere than the ray of the residual.
+
+        Asked for where the ray's leaves a gap above tol; the default has none.  ``budget`` is in seconds: None
+        for no limit, 0 for what is known already.  The `bound` has a lower end, rounding enclosed, of
+        confidence at least 1 - delta, which is what the polar left: perhaps 0.  It need not depend on the
+        params: a family may keep it, and improve it from call to call.
+        """
+        return None
+
     def descend(
-        self,
-        problem: Problem,
-        params: Params,
-        *,
-        tol: float,
-        deadline: float,
-        progress: Callable[[Params], None],
+        self, problem: Problem, params: Params, *, tol: float, deadline: float, progress: Progress
     ) -> Params:
         """Return subnetworks with a lower objective; the default is L-BFGS on all parameters.
 

@@ -11,9 +11,7 @@ from theodolite.core.params import Params, count
 from theodolite.optim.lbfgs import minimize
 
 if TYPE_CHECKING:
-    from theodolite.core.atom import Atom
     from theodolite.core.problem import Problem
-    from theodolite.losses.base import Support
 
 
 def descend(
@@ -49,17 +47,3 @@ def descend(
         progress=lambda point: progress(tuple(p.detach() for p in whole(point))),
     )
     return min(params, whole(best), key=problem.objective)
-
-
-def least_ratio(atom: Atom, params: Params, support: Support | None, max_iterations: int = 8) -> Params:
-    """Return one subnetwork with a smaller theta for the size of its phi, by a few steps of descent."""
-
-    def objective(point: Params) -> tuple[float, Params]:
-        leaves = tuple(p.requires_grad_() for p in point)
-        with torch.enable_grad():
-            ratio = atom.theta(leaves).sum().log() - atom.predict(leaves, support).norm().log()
-            return float(ratio.detach()), torch.autograd.grad(ratio, leaves)
-
-    if not all(p.is_floating_point() for p in params):
-        return params
-    return minimize(objective, params, max_iterations=max_iterations)[0]

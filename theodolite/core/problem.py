@@ -103,8 +103,7 @@ class Problem:
         tol : float
             Relative gap at which the verdict is "closed".
         budget : float, optional
-            Seconds for the polar, and a tenth of them for the family's own dual bound; with 0 the certificate
-            is valid and loose.
+            Seconds for the polar, and a tenth of them for a bound of the family's own; 0: valid but loose.
         seed, delta : int, float
             Of random starts; failure probability that a randomized bound may have.
 
@@ -138,8 +137,7 @@ class Problem:
         tol : float
             Relative gap (P - D) / |P| to stop at.
         budget : float, optional
-            Seconds, the last tenth kept for the last certificate; None for no limit, 0 for a valid, loose
-            certificate of the start.
+            Seconds, the last tenth for the last certificate; None for no limit, 0 to certify the start, loosely.
         device : torch.device or str, optional
             Where to descend; bounds are proved in float64 wherever they are computed.
         seed, delta : int, float
@@ -180,16 +178,19 @@ class Problem:
 
     def _refuse_infinite_polar(self) -> None:
         """Refuse an atom whose theta can vanish where phi does not, or whose row_bounds are wrong."""
-        bounds, why = self.row_bounds, ""
+        atom, support, bounds, why = self.atom, self.loss.support, self.row_bounds, ""
         if not bool(torch.isfinite(bounds).all()) or bool((bounds < 0.0).any()):
             why = "its row_bounds are not finite"
-        start, atom, support = self.atom.init(1), self.atom, self.loss.support
+        if support is not None:  # the cost is not to grow with the data
+            support = support.some(10_000)
+            bounds = atom.row_bounds(support).double()
+        start = atom.init(1)
         if not why:
             start = least_ratio(lambda p: atom.theta(p).sum(), lambda p: atom.predict(p, support), start)
         for grown in range(-1, 0 if why else len(start)):
             factors = [1e6 if i == grown and p.is_floating_point() else 1 for i, p in enumerate(start)]
             probe = tuple(p * factor for p, factor in zip(start, factors, strict=True))
-            Z, theta = self.predictions(probe), float(self.atom.theta(probe).sum())
+            Z, theta = atom.predict(probe, support), float(atom.theta(probe).sum())
             size = Z.norm(dim=1) if Z.ndim == 2 else Z.abs()
             if bool((size > (1.0 + 1e-6) * theta * bounds + 1e-9 * size.max()).any()):
                 why = "phi exceeds theta * row_bounds" + (f" as tensor {grown} grows" if grown >= 0 else "")

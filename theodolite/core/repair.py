@@ -22,7 +22,7 @@ def reweight(problem: Problem, params: Params, fresh: Params | None = None) -> P
 
     This is the fully corrective step of Frank-Wolfe; at its solution ``<R, Z> = lam Theta``.
     Those of weight 0 are dropped.  With too many predictions to hold one by one, the present
-    subnetworks share one weight and only the first fresh direction enters.  A convex descent needs none of it.
+    subnetworks share one weight and only the first fresh direction enters.  Convex descents need none.
     """
     atom, loss, old = problem.atom, problem.loss, count(params)
     if atom.convex or old + (0 if fresh is None else count(fresh)) == 0:
@@ -54,9 +54,9 @@ def prune(problem: Problem, params: Params) -> Params:
     Three rules, exact up to rounding: drop those with theta = 0, merge those of one direction,
     and remove one for each linear dependence of their predictions (Caratheodory).
     """
-    if not count(params):
-        return params
     atom = problem.atom
+    if not count(params) or atom.convex:
+        return params
     theta = atom.theta(params)
     fewer = atom.merge(select(params, theta > _NEGLIGIBLE * theta.sum()))
     if 1 < count(fewer) <= 1000 and count(fewer) * math.prod(problem.loss.prediction_shape) <= _ENTRIES / 10:

@@ -52,23 +52,16 @@ class Solver:
     certificate: Certificate
 
     def __init__(
-        self,
-        problem: Problem,
-        params: Params,
-        tol: float,
-        budget: float | None,
-        ledger: FailureLedger,
-        log: Log,
+        self, problem: Problem, params: Params, tol: float, budget: float | None, ledger: FailureLedger
     ) -> None:
-        self.problem, self.params, self.tol, self.ledger, self.log = problem, params, tol, ledger, log
+        self.problem, self.params, self.tol, self.ledger = problem, params, tol, ledger
         self.candidate, self.dual, self.spent = params, -math.inf, 0.0
         self.history: list[Round] = []
-        self.start = time.monotonic()
-        self.deadline = math.inf if budget is None else self.start + budget
+        self.start, self.budget = time.monotonic(), math.inf if budget is None else budget
 
-    def run(self, max_rounds: int, callback: Callable[[Round], bool | None] | None) -> Solution:
+    def run(self, max_rounds: int, callback: Callable[[Round], bool | None] | None, log: Log) -> Solution:
         """Return the solution, also after Ctrl-C."""
-        interrupted = False
+        self.log, interrupted = log, False
         try:
             self._rounds(max_rounds, callback or (lambda _: None))
         except KeyboardInterrupt:
@@ -83,18 +76,18 @@ class Solver:
 
     def _rounds(self, max_rounds: int, callback: Callable[[Round], bool | None]) -> None:
         problem, idle, inner = self.problem, 0, max(self.tol, 1e-12)
+        until = self.start + 0.9 * self.budget  # what is left is for the last certificate
         self.log.line(f"lambda = {problem.lam:.6g}, closed at a gap of {100 * self.tol:.3g} %\n{_HEADER}")
-        last = self._certify(self.params)
+        last = self._certify(self.params, 0.25 * self.budget)  # a hard polar of the start is to leave time
         for n in range(max_rounds):
-            enough = last.verdict == "closed" or idle >= _PATIENCE or time.monotonic() >= self.deadline
+            enough = last.verdict == "closed" or idle >= _PATIENCE or time.monotonic() >= until
             if callback(self._record()) or enough:
                 return
             params = self.params
             if n > 0 or not count(params):  # reweighting a start would drop what descent can still turn
                 fresh = last.polar.witness if last.polar.low > problem.lam else None
                 params = reweight(problem, params, fresh)
-            until, keep = self.deadline, self._keep
-            params = problem.atom.descend(problem, params, tol=inner, deadline=until, progress=keep)
+            params = problem.atom.descend(problem, params, tol=inner, deadline=until, progress=self._keep)
             params = reweight(problem, prune(problem, params))
             self._keep(params)
             now = self._certify(params if not_worse(problem, params, self.params) else self.params)
@@ -107,8 +100,8 @@ class Solver:
     def _certify(self, params: Params, budget: float = math.inf) -> Certificate:
         """Certify the new incumbent; by the union bound all dual bounds hold together."""
         delta, seed = self.ledger.next()
-        left = min(budget, self.deadline - time.monotonic())
-        seconds = None if left == math.inf else max(left, 0.0)
+        left = min(budget, max(self.start + self.budget - time.monotonic(), 0.1 * self.budget))
+        seconds = None if left == math.inf else left
         fresh = certify(self.problem, params, tol=self.tol, budget=seconds, seed=seed, delta=delta)
         self.spent += 1.0 - fresh.confidence
         self.dual = unbeaten(max(self.dual, fresh.dual_bound), fresh.objective)

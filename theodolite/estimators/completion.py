@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from theodolite.estimators.base import Callback, check_number
+from theodolite.estimators.base import Callback, check_factor
 from theodolite.estimators.completion_model import CompletionModel
 
 
@@ -161,7 +161,7 @@ class MatrixCompletion(CompletionModel):
             If an entry is not finite or given twice, none is observed, or a parameter is out of range.
         """
         self._check()
-        alpha = check_number(self.alpha, "alpha", low=0.0, strict=True)
+        alpha = check_factor(self.alpha, "alpha")
         if init is None and self.warm_start and self.__sklearn_is_fitted__():
             init = self
         if init is not None and not (isinstance(init, CompletionModel) and init.__sklearn_is_fitted__()):

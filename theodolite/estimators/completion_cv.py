@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import KFold, check_cv
 
 from theodolite.core.params import Params
-from theodolite.estimators.base import Callback, check_integer, check_number
+from theodolite.estimators.base import Callback, check_factor, check_integer, check_number
 from theodolite.estimators.completion import MatrixCompletion
 from theodolite.estimators.completion_inputs import Entries
 from theodolite.estimators.completion_model import SHARED, CompletionModel
@@ -65,8 +65,9 @@ class MatrixCompletionCV(CompletionModel):
     """Matrix completion whose alpha is chosen by cross-validation over the observed entries.
 
     For each alpha, from the largest on, every fold's fit starts from the fold's last one, and the
-    alpha with the least mean loss on held-out entries is fitted to all entries.  Every fit is
-    certified to ``tol``, as in :class:`MatrixCompletion`.
+    alpha with the least mean loss on held-out entries is fitted to all entries.  The path ends after
+    ``patience`` alphas in a row that are no better than the best before them: smaller ones overfit
+    still more and take longest.  Every fit is certified to ``tol``, as in :class:`MatrixCompletion`.
 
     Parameters
     ----------
@@ -76,6 +77,8 @@ class MatrixCompletionCV(CompletionModel):
         As in :func:`completion_path`.
     cv : int or splitter
         Number of folds of the entries, drawn by ``random_state``, or a scikit-learn splitter.
+    patience : int, optional
+        After how many alphas without improvement the path ends; None goes on to its end.
     tol, max_rank, budget, bias, bias_alpha, loss, delta, user, item, rating, duplicates, verbose, device
         As in :class:`MatrixCompletion`; ``budget`` is for each fit.
     random_state : int, RandomState or None
@@ -90,8 +93,9 @@ class MatrixCompletionCV(CompletionModel):
     best_loss_ : float
         Its mean loss of a held-out entry.
     cv_results_ : dict of ndarray
-        "alpha", "mean_test_loss" and "std_test_loss" of shape (n_alphas,); "test_loss", "gap" and
-        "rank" of shape (n_alphas, n_folds); "mean_test_rmse" for squared and Huber loss.
+        Of the alphas that were tried: "alpha", "mean_test_loss" and "std_test_loss" of shape
+        (n_tried,); "test_loss", "gap" and "rank" of shape (n_tried, n_folds); "mean_test_rmse" for
+        squared and Huber loss.
     interrupted_ : bool
         Whether Ctrl-C ended it: then the best of the alphas that were complete.
 
@@ -118,6 +122,7 @@ class MatrixCompletionCV(CompletionModel):
         verbose: bool = False,
         device: torch.device | str | None = None,
         random_state: Any = None,
+        patience: int | None = 2,
     ) -> None:
         self.alphas = alphas
         self.n_alphas = n_alphas
@@ -137,6 +142,7 @@ class MatrixCompletionCV(CompletionModel):
         self.verbose = verbose
         self.device = device
         self.random_state = random_state
+        self.patience = patience
 
     def fit(self, X: Any, y: Any = None, *, callback: Callback | None = None) -> MatrixCompletionCV:
         """Choose alpha and fit all observed entries; Ctrl-C ends it with the best so far.
@@ -151,6 +157,8 @@ class MatrixCompletionCV(CompletionModel):
             Called after each round of each fit.
         """
         self._check()
+        if self.patience is not None:
+            check_integer(self.patience, "patience", low=1)
         entries = self._entries(X, reset=True)
         alphas = _grid(self, entries, self.alphas, self.n_alphas, self.eps)
         folds = self._folds(entries)
@@ -175,6 +183,8 @@ class MatrixCompletionCV(CompletionModel):
                         raise KeyboardInterrupt
                     best = better
                 table.append(line)
+                if self.patience is not None and len(means) - 1 - int(np.argmin(means)) >= self.patience:
+                    break
         except KeyboardInterrupt:
             interrupted = True
         for name, value in vars(best).items():
@@ -213,7 +223,12 @@ class MatrixCompletionCV(CompletionModel):
         if hasattr(self.cv, "split") or np.iterable(self.cv):
             splitter = check_cv(self.cv)
         else:
-            splitter = KFold(check_integer(self.cv, "cv", low=2), shuffle=True, random_state=seed)
+            folds, most = check_integer(self.cv, "cv", low=2), len(entries.values)
+            if folds > most:
+                raise ValueError(
+                    f"cv: expected at most as many folds as observed entries, {most}, got {folds}"
+                )
+            splitter = KFold(folds, shuffle=True, random_state=seed)
         pairs = splitter.split(np.zeros(len(entries.values)))
         return [(np.sort(train), np.sort(test)) for train, test in pairs]
 
@@ -233,7 +248,7 @@ def _grid(
 ) -> NDArray[np.float64]:
     """Return the alphas, largest first."""
     if alphas is not None:
-        given = [check_number(alpha, "alphas", low=0.0, strict=True) for alpha in np.ravel(alphas).tolist()]
+        given = [check_factor(alpha, "alphas") for alpha in np.ravel(alphas).tolist()]
         if not given:
             raise ValueError("alphas: expected at least one number > 0, got none")
         return np.array(sorted(set(given), reverse=True))

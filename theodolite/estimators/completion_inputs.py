@@ -71,10 +71,12 @@ class Ids:
                 missing = one is None or bool(one != one)  # NaN and NaT differ from themselves
                 codes[i] = -1 if missing else place.setdefault(one, len(place))
             except TypeError as error:  # pandas.NA has no truth value, a list no hash
+                if type(one).__name__ == "NAType":
+                    raise ValueError(_no_id(name, i)) from error
                 got = f"{one!r} in row {i}"
                 raise ValueError(f"X: expected ids that can be told apart in {name!r}, got {got}") from error
             if missing:
-                raise ValueError(f"X: expected an id in every row of {name!r}, got none in row {i}")
+                raise ValueError(_no_id(name, i))
         met: list[Any] = list(place)
         try:
             order = sorted(range(len(met)), key=lambda i: met[i])
@@ -83,6 +85,10 @@ class Ids:
         rank = np.empty(len(met), dtype=np.int64)
         rank[order] = np.arange(len(met))
         return cls([met[i] for i in order]), rank[codes]
+
+
+def _no_id(name: str, row: int) -> str:
+    return f"X: expected an id in every row of {name!r}, got none in row {row}"
 
 
 def _as_vector(names: Any) -> NDArray[Any]:
@@ -94,7 +100,7 @@ def _as_vector(names: Any) -> NDArray[Any]:
     listed = list(names)
     if listed and all(type(x) is str for x in listed):
         return np.array(listed)
-    if listed and all(type(x) in (int, np.int64, np.int32) for x in listed):
+    if listed and all(type(x) in (int, np.int64, np.int32) and -(2**63) <= x < 2**63 for x in listed):
         return np.array(listed, dtype=np.int64)
     vector = np.empty(len(listed), dtype=object)
     vector[:] = listed
@@ -147,6 +153,8 @@ def column(X: Any, name: Hashable) -> Any:
             f"X: expected a table with a column {name!r}, got columns {found}; name them with user=, item= and "
             "rating=, and give a matrix as an array, not as a table"
         )
+    if list(X.columns).count(name) > 1:
+        raise ValueError(f"X: expected one column {name!r}, got {list(X.columns).count(name)}")
     return X[name]
 
 

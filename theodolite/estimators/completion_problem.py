@@ -13,7 +13,14 @@ from sklearn.utils.validation import validate_data
 from theodolite.atoms.matrix import MatrixAtom
 from theodolite.core.params import Params
 from theodolite.core.problem import Problem
-from theodolite.estimators.base import Callback, CertifiedEstimator, check_choice, check_number
+from theodolite.estimators.base import (
+    Callback,
+    CertifiedEstimator,
+    check_choice,
+    check_factor,
+    check_number,
+    check_scale,
+)
 from theodolite.estimators.completion_inputs import DUPLICATES, Entries, Ids, is_table, read
 from theodolite.losses import (
     HuberLoss,
@@ -53,8 +60,10 @@ class CompletionProblem(CertifiedEstimator):
         check_choice(self.loss, "loss", LOSSES)
         check_choice(self.bias, "bias", BIASES)
         check_choice(self.duplicates, "duplicates", DUPLICATES)
-        check_number(self.delta, "delta", low=0.0, strict=True)
-        check_number(self.bias_alpha, "bias_alpha", low=0.0, strict=self.bias == "penalized")
+        check_factor(self.delta, "delta")
+        if self.bias == "penalized":
+            check_factor(self.bias_alpha, "bias_alpha")
+        check_number(self.bias_alpha, "bias_alpha", low=0.0)
         if self.bias == "centered" and self.loss not in ("squared", "huber"):
             raise ValueError(f"bias: expected False or 'penalized' with loss={self.loss!r}, got 'centered'")
 
@@ -75,6 +84,7 @@ class CompletionProblem(CertifiedEstimator):
                 col_ids=None if reset else self._col_ids,
             )
             if reset:
+                check_scale(entries.values, f"X[{self.rating!r}]")
                 self.n_features_in_ = entries.shape[1]
             return entries
         if not reset and self.col_ids_ is not None:
@@ -85,6 +95,8 @@ class CompletionProblem(CertifiedEstimator):
             self, X, reset=reset, accept_sparse=True, ensure_all_finite=False, dtype=np.float64, copy=False
         )
         entries = read(X, columns=columns, duplicates=self.duplicates, allow_empty=new_rows)
+        if reset:
+            check_scale(entries.values, "X")
         if not reset and not new_rows and entries.shape[0] != len(self.row_factors_):
             raise ValueError(f"X: expected {len(self.row_factors_)} rows, as in fit, got {entries.shape[0]}")
         return entries

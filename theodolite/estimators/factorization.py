@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from theodolite.atoms.matrix import MatrixAtom
 from theodolite.core.params import Params
 from theodolite.core.problem import Problem
-from theodolite.estimators.base import Callback, CertifiedEstimator, check_number
+from theodolite.estimators.base import Callback, CertifiedEstimator, check_factor, check_scale
 from theodolite.estimators.completion_inputs import read
 from theodolite.estimators.fold_in import fold_in
 from theodolite.losses import HuberLoss, Loss, MaskedLoss, SquaredLoss
@@ -105,8 +105,9 @@ class LowRankFactorization(_Factorization):
 
     def fit(self, X: Any, y: Any = None, *, callback: Callback | None = None) -> LowRankFactorization:
         """Fit a dense matrix without missing entries, shape (n, d); arguments as in `MatrixCompletion.fit`."""
-        alpha = check_number(self.alpha, "alpha", low=0.0, strict=True)
+        alpha = check_factor(self.alpha, "alpha")
         X = validate_data(self, X, dtype=np.float64)
+        check_scale(X, "X")
         self.mean_ = X.mean(0) if self.center else np.zeros(X.shape[1])
         Y = torch.from_numpy(np.ascontiguousarray(X - self.mean_))
         problem = Problem(SquaredLoss(Y), MatrixAtom((Y.shape[0], Y.shape[1])), alpha)
@@ -216,6 +217,7 @@ class RobustPCA(_Factorization):
         seen = ~np.isnan(X)
         if not seen.any():
             raise ValueError(f"X: expected at least one observed entry, got none in shape {X.shape}")
+        check_scale(X, "X")
         start, interrupted = self._choose(X, seen)
         problem = _robust(X, seen, self.alpha_, self.mu_)
         # an interrupt while the noise was estimated leaves what there is, certified
@@ -235,7 +237,7 @@ class RobustPCA(_Factorization):
         share, (n, d) = float(seen.mean()), X.shape
         ratio = float(np.sqrt(share * max(n, d)))
         given = {
-            name: None if value is None else check_number(value, name, low=0.0, strict=True)
+            name: None if value is None else check_factor(value, name)
             for name, value in (("alpha", self.alpha), ("mu", self.mu), ("noise", self.noise))
         }
         alpha, mu, noise = given["alpha"], given["mu"], given["noise"]

@@ -42,7 +42,9 @@ def write(
     OSError
         If the file cannot be written; one that is there stays as it is.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # the file behind a link is replaced, not the link
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise OSError(f"path: expected the name of a file, got {os.fspath(path)!r}, a device or a pipe")
     text = json.dumps({"format": FORMAT, **header}).encode()
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     try:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,16 +11,11 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from theodolite.atoms.structured import FactorNorm, StructuredAtom
-from theodolite.atoms.structured_relaxation import relaxed_bound
-from theodolite.core.certificate import judge, unbeaten
-from theodolite.core.params import Params, count
 from theodolite.core.problem import Problem
-from theodolite.core.solve import Round, Solution
-from theodolite.estimators.base import CertifiedEstimator, check_number
+from theodolite.estimators.base import Callback, CertifiedEstimator, check_number
 from theodolite.losses.base import Loss
 from theodolite.losses.masked import MaskedSquaredLoss
 from theodolite.losses.squared import SquaredLoss
-from theodolite.value import relative_gap
 
 __all__ = ["FactorNorm", "StructuredFactorization"]
 
@@ -65,13 +57,13 @@ class StructuredFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
     Attributes
     ----------
-    components_ : ndarray, shape (rank_, n_features)
+    components_ : ndarray, shape (rank, n_features)
         Rows h_i of norm 1 in the norm of `columns`, those of the largest penalty first.
-    codes_ : ndarray, shape (n_samples, rank_)
+    codes_ : ndarray, shape (n_samples, rank)
         W; ``codes_ @ components_`` is the fit, with missing entries filled in.
     certificate_, objective_, dual_bound_, gap_, rank_, history_, interrupted_
         See :class:`~theodolite.estimators.base.CertifiedEstimator`.  The dual bound is the better one of
-        the solver's and of the convex relaxation's.
+        the residual's and of the convex relaxation's.
     n_features_in_ : int
 
     Notes
@@ -116,7 +108,7 @@ class StructuredFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         self.device = device
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> StructuredFactorization:
+    def fit(self, X: Any, y: Any = None, *, callback: Callback | None = None) -> StructuredFactorization:
         """Fit the factors.
 
         Parameters
@@ -125,6 +117,8 @@ class StructuredFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             NaN marks a missing entry.
         y : None
             Ignored.
+        callback : function(Round) -> bool, optional
+            Called after each round with what is known; returning True stops.
 
         Raises
         ------
@@ -144,61 +138,7 @@ class StructuredFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         missing = bool(torch.isnan(observed).any())
         loss: Loss = MaskedSquaredLoss.from_dense(observed) if missing else SquaredLoss(observed)
         problem = Problem(loss, StructuredAtom((n, m), self.rows, self.columns), alpha)
-        started = time.monotonic()
-        tenth = None if self.budget is None else 0.1 * self.budget
-        try:
-            bound = relaxed_bound(problem, tol=0.1 * min(self.tol, 1e-3), budget=tenth)
-        except KeyboardInterrupt:
-            empty = problem.atom.init(0)
-            cheapest = problem.certify(empty, tol=self.tol, budget=0.0)
-            self._finish(problem, Solution(empty, cheapest, (), interrupted=True), -math.inf, -math.inf)
-            return self
-        past: list[float] = []
-
-        def near_enough(last: Round) -> bool:
-            """Stop at the tolerance, or when two rounds took off less than a hundredth of what is left."""
-            left = last.objective - max(bound, last.dual_bound)
-            past.append(last.objective)
-            slow = len(past) > 3 and past[-3] - past[-1] <= 0.01 * left
-            return left <= self.tol * abs(last.objective) or slow
-
-        solution = self._solve(problem, callback=near_enough)
-        deadline = math.inf if self.budget is None else started + self.budget
-        self._finish(problem, solution, bound, deadline)
-        return self
-
-    def _finish(self, problem: Problem, solution: Solution, bound: float, deadline: float) -> None:
-        """Enter the relaxation's bound, descend once more after a cut of the rank, and keep the factors."""
-        params, certificate = solution.params, solution.certificate
-        interrupted, best = solution.interrupted, params
-
-        def progress(now: Params) -> None:
-            nonlocal best
-            best = now if problem.objective(now) < problem.objective(best) else best
-
-        cut = self.max_rank is not None and count(params) == self.max_rank
-        if cut and not interrupted and time.monotonic() < deadline:
-            try:
-                with torch.no_grad():
-                    options: dict[str, Any] = {"tol": self.tol, "deadline": deadline, "progress": progress}
-                    progress(problem.atom.descend(problem, params, **options))
-            except KeyboardInterrupt:
-                interrupted = True
-            if best is not params:
-                params, fresh = best, problem.certify(best, tol=self.tol, budget=0.0)
-                certificate = replace(
-                    fresh,
-                    dual_bound=max(certificate.dual_bound, fresh.dual_bound),
-                    confidence=certificate.confidence + fresh.confidence - 1.0,
-                )
-        dual_bound = unbeaten(max(certificate.dual_bound, bound), certificate.objective)
-        gap = min(
-            certificate.gap, relative_gap(certificate.objective, dual_bound)
-        )  # 0 where it is proved outright
-        certificate = replace(
-            certificate, dual_bound=dual_bound, gap=gap, verdict=judge(gap, self.tol, certificate.decrease)
-        )
-        self._keep(certificate, solution.history, interrupted)
+        params = self._solve(problem, callback=callback).params
         atom: StructuredAtom = problem.atom  # type: ignore[assignment]
         order = torch.argsort(atom.theta(params), descending=True)
         U, V = atom.effective(params)
@@ -206,6 +146,7 @@ class StructuredFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         self.codes_ = (U * length)[order].T.contiguous().numpy()
         self.components_ = (V / length)[order].contiguous().numpy()
         self._n_features_out = len(self.components_)
+        return self
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the codes of rows: those of least squared error, given the components.
@@ -217,7 +158,7 @@ class StructuredFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
         Returns
         -------
-        ndarray, shape (n_rows, rank_)
+        ndarray, shape (n_rows, rank)
         """
         check_is_fitted(self)
         data = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=False)
@@ -238,7 +179,7 @@ class StructuredFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         return codes
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Return ``X @ components_`` for codes of shape (n_rows, rank_)."""
+        """Return ``X @ components_`` for codes of shape (n_rows, rank)."""
         check_is_fitted(self)
         codes = check_array(X, dtype=np.float64, ensure_min_features=0)
         if codes.shape[1] != len(self.components_):

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from theodolite.atoms.tensor import TensorAtom
 from theodolite.atoms.tensor_contractions import products
 from theodolite.core.problem import Problem
-from theodolite.estimators.base import Callback, CertifiedEstimator, check_number
+from theodolite.estimators.base import Callback, CertifiedEstimator, check_factor, check_scale
 from theodolite.estimators.fold_in import fold_in
 from theodolite.losses import Loss, MaskedSquaredLoss, SquaredLoss
 
@@ -112,8 +112,9 @@ class TensorFactorization(TransformerMixin, CertifiedEstimator):
             If X has fewer than three modes, an observed entry that is infinite, none that is observed, an
             entry stored twice, or a parameter is out of range.
         """
-        alpha = check_number(self.alpha, "alpha", low=0.0, strict=True)
+        alpha = check_factor(self.alpha, "alpha")
         observed = _read(X, mask)
+        check_scale(observed.values.numpy(), "X")
         atom = TensorAtom(observed.shape)
         params = self._solve(Problem(observed.loss(atom), atom, alpha), callback=callback).params
         self.shape_ = observed.shape

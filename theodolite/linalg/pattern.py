@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from functools import cached_property
 
-import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
@@ -122,8 +121,10 @@ class Pattern:
         # PyTorch has no fast product with a transposed CSR matrix; SciPy has
         matrix = sp.csr_array((entries.numpy(), cols.numpy(), starts.numpy()), shape=self.shape)
         transposed = matrix.T
-        fast = self._csr(entries)
+        if torch.backends.mkl.is_available():
+            fast = self._csr(entries)
+            return lambda X: fast @ X.detach(), lambda Y: torch.from_numpy(transposed @ Y.detach().numpy())
         return (
-            lambda X: fast @ X.detach(),
-            lambda Y: torch.from_numpy(np.asarray(transposed @ Y.detach().numpy())),
+            lambda X: torch.from_numpy(matrix @ X.detach().numpy()),
+            lambda Y: torch.from_numpy(transposed @ Y.detach().numpy()),
         )

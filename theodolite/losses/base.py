@@ -127,6 +127,11 @@ class Support:
         """Number of entries."""
         return len(self.rows)
 
+    def some(self, most: int) -> Support:
+        """Return evenly spaced entries, at most as many as given, or all of them."""
+        step = -(-self.size // most)
+        return self if step == 1 else Support(self.rows[::step], self.cols[::step], self.shape)
+
     @cached_property
     def sorted(self) -> bool:
         """Whether the entries are in the order of rows, and of columns within a row."""
