@@ -414,7 +414,7 @@ def test_ctrl_c_saves_the_best_so_far_and_a_resumed_fit_goes_on(delay):
     table = ratings.read("n.csv", "RATINGS", ["user", "item"], "rating")
     assert model.certify(table, budget=0.0).objective == pytest.approx(model.objective_)
     assert model.dual_bound_ < model.objective_
-    text = fitted("--resume", "--budget", "3s", path="n.csv", options=("--out", "n.npz"))
+    text = fitted("--resume", "--budget", "1s", path="n.csv", options=("--out", "n.npz"))
     after, _ = models.load("n.npz", "MODEL")
     assert not after.interrupted_
     first = next(line for line in text.splitlines() if line.startswith("     0 "))
@@ -541,3 +541,19 @@ def test_the_file_says_what_it_was_fitted_to(model):
     with np.load("m.npz", allow_pickle=False) as file:
         about = json.loads(file["cli"].tobytes())
     assert about["fingerprint"] == ratings.read("r.csv", "RATINGS", ["user", "item"], "rating").fingerprint()
+
+
+def test_what_was_not_written_by_fit_is_refused_whole():
+    fitted()
+    with np.load("m.npz") as file:
+        parts = dict(file)
+    for entry in (b"not json", b"[1]"):
+        np.savez("other.npz", **parts | {"cli": np.frombuffer(entry, dtype=np.uint8)})
+        message = refusal(call("predict", "other.npz", "--top", 1, "--out", "o.csv"))
+        assert message == "MODEL: expected a model that theodolite fit wrote, got 'other.npz'"
+
+
+def test_too_many_folds_are_refused_by_their_option():
+    assert "--folds: expected at most as many folds as observed entries" in refusal(
+        fit(options=("--folds", 10**6, "--out", "m.npz"))
+    )

@@ -167,7 +167,7 @@ def test_large_matrices_use_the_split_proof() -> None:
     assert value.low <= truth <= value.high <= 1.05 * truth
     assert value.low >= 0.98 * truth
     proof = atom.polar(Q, target=1.001 * truth)  # only the costly proof shows this
-    assert truth <= proof.high <= 1.0001 * truth
+    assert truth <= proof.high <= 1.001 * truth
 
 
 def test_bad_input_is_refused() -> None:

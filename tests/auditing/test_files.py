@@ -96,6 +96,19 @@ def test_a_pipe_is_written_to(tmp_path):
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
+def test_what_a_function_writes_goes_through_a_pipe_that_stays_one(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_atomically(pipe, lambda temporary: temporary.write_bytes(b"\x00model") and None)
+    reader.join()
+    assert read == [b"\x00model"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert names(tmp_path) == ["pipe"]
+
+
 def test_check_writable_leaves_nothing(tmp_path):
     check_writable(tmp_path / "new.json", "--json")
     assert names(tmp_path) == []

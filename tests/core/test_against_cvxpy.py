@@ -1,7 +1,7 @@
 """Objectives and dual bounds against cvxpy's optimum, for every loss and gauge that cvxpy can express.
 
 A parametrized cvxpy problem is compiled once for each pair of a loss and a gauge, and solved for several draws of
-the targets and of lambda: 3 by default, more where the environment variable THEODOLITE_DRAWS says so.
+the targets and of lambda: 2 by default, more where the environment variable THEODOLITE_DRAWS says so.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from theodolite.losses import (
 
 N, M = 6, 5
 DELTA, BACKGROUND = 0.6, 0.5
-DRAWS = int(os.environ.get("THEODOLITE_DRAWS", "3"))  # of each pair; three make thirty problems a gauge
+DRAWS = int(os.environ.get("THEODOLITE_DRAWS", "2"))  # of each pair of a gauge and a loss
 Array = np.ndarray
 
 

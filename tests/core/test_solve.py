@@ -268,6 +268,7 @@ def test_the_last_certificate_has_a_tenth_of_the_budget_to_itself():
     assert len(solution.history) == 2
     assert all(given > 0.02 for given in Late.given)
     assert time.monotonic() - start >= 0.45
+    assert Late.given[0] == 0.125  # a quarter for the start
     assert Late.given[-1] == pytest.approx(0.05)  # though only 0.02 were left
     low, high = solution.certificate.polar_ratio
     assert high / low < 1.01

@@ -433,7 +433,7 @@ def test_files_that_are_no_models_are_refused(tmp_path):
         (good | {"header": packed(format=99)}, "of format 1, got MatrixCompletion of format 99"),
         (good | {"header": packed(kind="Other")}, "got Other of format 1"),
         (good | {"header": packed(certificate={})}, "expected a saved model"),
-        (good | {"header": packed(row_ids=["a"])}, "expected 30 ids as 'row_ids'"),
+        (good | {"header": packed(row_ids=["a"])}, "expected 30 different ids as 'row_ids'"),
         (good | {"header": packed(parameters={"loss": "other"})}, "expected a saved model"),
         (pickled, "expected a saved MatrixCompletion"),
     ):

@@ -34,7 +34,7 @@ ATOMS = {
 @cache
 def solved(name: str) -> tuple[Problem, Solution]:
     problem = Problem(SquaredLoss(data().reshape(ATOMS[name].shape)), ATOMS[name], 0.5)
-    return problem, problem.solve(tol=1e-3, budget=1.0)
+    return problem, problem.solve(tol=1e-3, max_rounds=3)
 
 
 @pytest.mark.parametrize("budget", [None, 1.0])

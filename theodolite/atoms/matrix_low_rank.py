@@ -161,15 +161,14 @@ class LowRank:
         factored = Factored(loss, self.atom.pattern(loss.support), lam)
         lengths = point.V.norm(dim=0).sqrt()
         start = point.U * lengths, point.V / lengths
-        # the gap falls in proportion to the gradient
-        rank = len(lengths)
         U, s, V = leading_triplets(*self.operator(loss.gradient(point.seen)), basis, passes=2)
-        outside = slice(rank, rank + 2 * _BUFFER)
+        outside = slice(len(lengths), len(lengths) + 2 * _BUFFER)
         beyond = U[:, outside], s[outside], -V[:, outside]
+        # the gap falls in proportion to the gradient
         A, B = polish(factored, start, beyond, _GOAL * tol / self.gap, lambda: time.monotonic() < deadline)
-        Q, R = torch.linalg.qr(A)
-        left, s, right = torch.linalg.svd(R @ torch.linalg.qr(B).R.T)
-        U, V = Q @ left, B @ torch.linalg.solve_triangular(torch.linalg.qr(B).R, right.T * s, upper=True)
+        (P, R), (Q, S) = torch.linalg.qr(A), torch.linalg.qr(B)
+        left, s, right = torch.linalg.svd(R @ S.T)
+        U, V = P @ left, Q @ (right.T * s)
         return _Point(U, V, self.predict(U, V))
 
     def run(self, tol: float, deadline: float) -> Params:
@@ -184,11 +183,12 @@ class LowRank:
         loss, lam = self.loss, self.problem.lam
         Z = before = self.start
         basis = torch.cat([Z.V, self.random(_BUFFER)], 1)[:, : min(self.atom.shape)]
-        # from a distant start the rank would first grow far beyond that of the solution
-        level = max(lam, 0.5 * self.top(loss.gradient(Z.seen), basis))
+        # From a distant start the rank first grows far beyond that of the solution.  Steps of constant length
+        # soon bring it down; others would not get away from there.
+        quadratic = loss.scale if isinstance(getattr(loss, "entries", loss), SquaredLoss) else 0.0
+        level = lam if quadratic else max(lam, 0.5 * self.top(loss.gradient(Z.seen), basis))
         # Reciprocal of the step: where few entries are observed far below the bound that holds for every matrix
         L = initial_curvature(loss, Z.seen) * self.stretch
-        quadratic = loss.scale if isinstance(getattr(loss, "entries", loss), SquaredLoss) else 0.0
         momentum, beta, stage, iteration, settled = 1.0, 0.0, 0, 0, 0
         while time.monotonic() < deadline:
             seen = torch.lerp(before.seen, Z.seen, 1.0 + beta)
@@ -200,11 +200,8 @@ class LowRank:
             U, V, wider = self.threshold(*self.step(point, slope, L), basis, level / L)
             fresh = _Point(U, V, self.predict(U, V))
             change = fresh.seen - seen
-            bend = (
-                quadratic * _dot(change, change)
-                if quadratic
-                else _dot(loss.gradient(fresh.seen) - slope, change)
-            )
+            bent = quadratic * change if quadratic else loss.gradient(fresh.seen) - slope
+            bend = _dot(bent, change)
             # <Y - fresh, fresh - Z> > 0 for the extrapolated point Y: the momentum points uphill
             near, far, size = fresh.dot(Z), fresh.dot(before), fresh.dot(fresh)
             old, cross = Z.dot(Z), Z.dot(before)

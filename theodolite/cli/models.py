@@ -19,8 +19,10 @@ from theodolite.estimators.completion_model import CompletionModel
 from theodolite.theorems.subject import InputError
 
 _ENTRY = "cli"
-_OPTIONS = "alpha tol max_rank budget bias bias_alpha loss delta duplicates cv".split()
-_ARGUMENTS = {"X": "RATINGS", "init": "--resume"} | {name: f"--{name.replace('_', '-')}" for name in _OPTIONS}
+_OPTIONS = "alpha tol max_rank budget bias bias_alpha loss delta duplicates".split()
+_ARGUMENTS = {"X": "RATINGS", "init": "--resume", "cv": "--folds"} | {
+    name: f"--{name.replace('_', '-')}" for name in _OPTIONS
+}
 
 
 def save(model: CompletionModel, path: str | Path, about: dict[str, Any]) -> None:
@@ -62,8 +64,14 @@ def load(path: str | Path, argument: str) -> tuple[MatrixCompletion, dict[str, A
         model = MatrixCompletion.load(path)
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(file[_ENTRY].tobytes()) if _ENTRY in file.files else {}
+        if not isinstance(about, dict):
+            raise ValueError(f"path: expected a model that theodolite fit wrote, got {str(path)!r}")
     except OSError as error:
         raise InputError(f"{argument}: {path}: {error.strerror or error}") from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{argument}: expected a model that theodolite fit wrote, got {str(path)!r}"
+        ) from error
     except ValueError as error:
         raise InputError(f"{argument}: {str(error).removeprefix('path: ')}") from error
     return model, about

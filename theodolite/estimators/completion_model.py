@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from theodolite.core.certificate import Certificate
 from theodolite.estimators import saving
-from theodolite.estimators.base import check_choice
+from theodolite.estimators.base import check_choice, check_number
 from theodolite.estimators.completion_inputs import Entries, Ids, column, is_table, refuse_unknown
 from theodolite.estimators.completion_problem import CompletionProblem
 from theodolite.estimators.fold_in import fold_in
@@ -283,7 +283,7 @@ class CompletionModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Complet
         try:
             ids = [None if header[k] is None else Ids(header[k]) for k in ("row_ids", "col_ids")]
             certificate, history = saving.unpack_certificate(header)
-            mean, interrupted = float(header["mean"]), bool(header["interrupted"])
+            mean, interrupted = check_number(header["mean"], "mean"), bool(header["interrupted"])
             self.set_params(**header["parameters"])
             self._check()
             self.alpha_ = float(header["parameters"]["alpha"])
@@ -294,9 +294,10 @@ class CompletionModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Complet
         for name, shape in (sizes | {"row_bias": (n,), "col_bias": (m,)}).items():
             setattr(self, f"{name}_", saving.expect(arrays, name, shape, path))
         for name, found, size in (("row_ids", ids[0], n), ("col_ids", ids[1], m)):
-            if found is not None and len(found) != size:
+            if found is not None and (len(found) != size or len(set(found.names.tolist())) != size):
+                got = f"{len(found)}, {len(set(found.names.tolist()))} of them different"
                 raise ValueError(
-                    f"path: expected {size} ids as {name!r} in {os.fspath(path)!r}, got {len(found)}"
+                    f"path: expected {size} different ids as {name!r} in {os.fspath(path)!r}, got {got}"
                 )
         self.mean_, self.n_features_in_ = mean, m
         self._keep(certificate, history, interrupted)

@@ -74,6 +74,9 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[
         If it is no such file, or of another kind or format.
     """
     try:
+        with open(path, "rb") as start:  # numpy would offer to unpickle anything else
+            if start.read(2) != b"PK":
+                raise BadZipFile("not a .npz file")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(arrays.pop("header").tobytes().decode())

@@ -99,7 +99,8 @@ class GeneExpression(Experiment):
         right.set(xscale="log", xlabel=r"$\alpha$", ylabel=f"validation RMSE, {shares[-1]:.0%} removed")
         right.set_xticks(alphas, [f"{alpha:.0f}" for alpha in alphas])
         right.minorticks_off()
-        right.margins(x=0.2, y=0.2)
+        right.margins(y=0.2)
+        right.set_xlim(0.85 * min(alphas), 1.18 * max(alphas))
         gaps.set(ylabel="certified relative gap", ylim=(1e-10, 1e-3))
         figure.legend(loc="outside lower center", ncols=5, fontsize=8)
 
