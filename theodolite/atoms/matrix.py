@@ -170,7 +170,7 @@ class MatrixAtom(Atom):
         if self.spectral:
             (P, A), (Q, B) = torch.linalg.qr(U.T), torch.linalg.qr(V.T)
             left, s, right = torch.linalg.svd(A @ B.T)
-            kept = s > 1e-15 * s[:1].sum()
+            kept = s > 1e-14 * s.sum()
             root = s[kept].sqrt()[:, None]
             merged = (P @ left)[:, : len(s)].T[kept] * root, (right @ Q.T)[: len(s)][kept] * root
         else:
