@@ -36,6 +36,7 @@ _SETTLED, _CLOSE = 5, 1e-3  # steps of one rank, and gap, from which on Newton's
 _GOAL = 0.6  # of the tolerance: what is estimated here must still hold when it is proved
 _STAGE = 3  # steps with one threshold above lam
 _COARSE = 20_000  # entries of a support from which float32 saves time
+_NOTED = 2.0  # seconds after which an iterate is handed over unseen
 _LOOKS = 3  # without progress before float32 gives way to float64, and that gives up
 
 
@@ -61,8 +62,10 @@ class LowRank:
         self.generator = torch.Generator().manual_seed(0)
         self.device = params[0].device
         self.stretch = (atom.left.inverse_norm * atom.right.inverse_norm) ** 2
-        self.coarse = self.support is not None and self.support.size >= _COARSE
-        self.objective, self.gap, self.stalled = math.inf, math.inf, 0
+        sizes = float(self.loss.gradient(self.loss.zeros()).abs().max()), problem.lam
+        self.single = all(1e-15 < size < 1e15 for size in sizes)  # no product or square leaves float32
+        self.coarse = self.single and self.support is not None and self.support.size >= _COARSE
+        self.objective, self.gap, self.stalled, self.noted = math.inf, math.inf, 0, time.monotonic()
         Q, A = torch.linalg.qr(atom.left.apply(params[0]).T)
         V = atom.right.apply(params[1]).T @ A.T
         self.start = self.best = _Point(Q, V, self.predict(Q, V))
@@ -150,13 +153,20 @@ class LowRank:
         self.stalled, self.gap = 0 if closer else self.stalled + 1, min(gap, self.gap)
         if objective < self.objective or enough:  # beside the gap, the rounding of objectives does not matter
             self.best, self.objective = point, objective
-        self.progress(self.to_params(self.best))
+        self.note(self.best)
         return enough
+
+    def note(self, point: _Point) -> None:
+        """Hand over what an interrupt is to keep."""
+        self.progress(self.to_params(point))
+        self.noted = time.monotonic()
 
     def polished(self, point: _Point, basis: Tensor, tol: float, deadline: float) -> _Point:
         """Return the iterate after Newton steps on its factors, where there are any."""
         loss, lam, weights = self.loss, self.problem.lam, (self.atom.left.D, self.atom.right.D)
-        if not isinstance(loss, MaskedLoss) or weights != (None, None) or not point.U.shape[1]:
+        if not (
+            self.single and isinstance(loss, MaskedLoss) and weights == (None, None) and point.U.shape[1]
+        ):
             return point
         factored = Factored(loss, self.atom.pattern(loss.support), lam)
         lengths = point.V.norm(dim=0).sqrt()
@@ -218,6 +228,8 @@ class LowRank:
             moved = size - 2.0 * near + old
             settled = settled + 1 if U.shape[1] == Z.U.shape[1] else 0
             before, Z, basis = Z, fresh, wider
+            if time.monotonic() > self.noted + _NOTED:
+                self.note(Z)
             if level > lam:
                 stage += 1
                 if stage >= _STAGE or moved <= 1e-3 * size:
