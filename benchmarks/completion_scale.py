@@ -1,7 +1,7 @@
 """Completion of matrices with power-law rows and columns: time and memory against the number of entries.
 
-lambda is in proportion to the spectral edge of the noise, which for such matrices lies near 0.72 times the noise
-times (sqrt of the entries in the fullest row + sqrt of those in the fullest column).
+lambda is 0.8 times the noise times (sqrt of the entries in the fullest row + sqrt of those in the fullest column), near
+the spectral edge of the noise, which leaves the planted rank of 20 and up to as many directions of noise.
 """
 
 from __future__ import annotations

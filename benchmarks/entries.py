@@ -25,7 +25,7 @@ KNOWN = {100: 832.652807, 300: 6221.057795, 1000: 52776.63045, 3000: 377842.9174
 # Of 8, 9, .., 20 the one with the least held-out error (case movielens-lambda)
 MOVIELENS_LAMBDA = 14.0
 # lambda of power_law, in units of the noise times (sqrt of the fullest row + sqrt of the fullest column)
-POWER_LAW_FACTOR = 0.75
+POWER_LAW_FACTOR = 0.8
 
 
 @dataclass(frozen=True)

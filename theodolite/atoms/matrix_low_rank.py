@@ -33,7 +33,9 @@ _BUFFER = 32
 _LOOSE = 1.05  # times the curvature allowed, before a step is taken again
 _DECAY = 0.9  # of the curvature from step to step, down to what was met last
 _SETTLED, _CLOSE = 5, 1e-3  # steps of one rank, and gap, from which on Newton's method is tried
-_GOAL = 0.6  # of the tolerance: what is estimated here must still hold when it is proved
+# of the tolerance: what is estimated here must still hold when it is proved, with one more margin where the
+# proof rests on singular vectors that are as inaccurate as the iterate
+_GOAL, _GOAL_LARGE, _LARGE = 0.6, 0.15, 4096
 _STAGE = 3  # steps with one threshold above lam
 _COARSE = 20_000  # entries of a support from which float32 saves time
 _NOTED = 2.0  # seconds after which an iterate is handed over unseen
@@ -65,6 +67,7 @@ class LowRank:
         sizes = float(self.loss.gradient(self.loss.zeros()).abs().max()), problem.lam
         self.single = all(1e-15 < size < 1e15 for size in sizes)  # no product or square leaves float32
         self.coarse = self.single and self.support is not None and self.support.size >= _COARSE
+        self.goal = _GOAL if min(atom.shape) <= _LARGE else _GOAL_LARGE
         self.objective, self.gap, self.stalled, self.noted = math.inf, math.inf, 0, time.monotonic()
         Q, A = torch.linalg.qr(atom.left.apply(params[0]).T)
         V = atom.right.apply(params[1]).T @ A.T
@@ -148,7 +151,7 @@ class LowRank:
         gradient = self.loss.gradient(point.seen)
         polar = self.top(gradient, basis)
         gap = estimated_gap(self.loss, self.problem.lam, objective, gradient, polar)
-        enough = gap <= _GOAL * tol
+        enough = gap <= self.goal * tol
         closer = gap < 0.9 * self.gap or objective < self.objective - 1e-14 * abs(objective)
         self.stalled, self.gap = 0 if closer else self.stalled + 1, min(gap, self.gap)
         if objective < self.objective or enough:  # beside the gap, the rounding of objectives does not matter
@@ -175,7 +178,9 @@ class LowRank:
         outside = slice(len(lengths), len(lengths) + 2 * _BUFFER)
         beyond = U[:, outside], s[outside], -V[:, outside]
         # the gap falls in proportion to the gradient
-        A, B = polish(factored, start, beyond, _GOAL * tol / self.gap, lambda: time.monotonic() < deadline)
+        A, B = polish(
+            factored, start, beyond, self.goal * tol / self.gap, lambda: time.monotonic() < deadline
+        )
         (P, R), (Q, S) = torch.linalg.qr(A), torch.linalg.qr(B)
         left, s, right = torch.linalg.svd(R @ S.T)
         U, V = P @ left, Q @ (right.T * s)
@@ -252,7 +257,7 @@ class LowRank:
                 last = momentum = 1.0
             beta = (last - 1.0) / momentum
         better = loss.value(Z.seen) + lam * Z.gauge < self.objective
-        return self.to_params(Z if better and self.gap > _GOAL * tol else self.best)
+        return self.to_params(Z if better and self.gap > self.goal * tol else self.best)
 
 
 def _dot(x: Tensor, y: Tensor) -> float:
