@@ -13,10 +13,10 @@ from torch import Tensor
 from theodolite.atoms.matrix_descent import descend
 from theodolite.atoms.matrix_norms import DUAL, ORDERS, Groups, Weight, norms
 from theodolite.atoms.matrix_polar import free_bound, heavy_column, matrix_products, scaled, spectral_bound
+from theodolite.atoms.pairs import Pairs
 from theodolite.core.atom import Atom
 from theodolite.core.params import Params, count, select
 from theodolite.linalg.lanczos import PAD, UP, gamma
-from theodolite.linalg.pattern import Pattern
 from theodolite.losses.base import Support
 from theodolite.value import Value
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _WITNESSES = 10
 
 
-class MatrixAtom(Atom):
+class MatrixAtom(Pairs, Atom):
     r"""Rank-one matrices :math:`uv^\top` with :math:`\theta = \|D_uu\|_a\|D_vv\|_b`, degree 2.
 
     Its gauge is the nuclear norm for (l2, l2), and :math:`\sum_j\|Z_{:j}\|_a` for b = l1.  The polars
@@ -89,7 +89,6 @@ class MatrixAtom(Atom):
         # a product and a sum over at most min(n, m) useful subnetworks
         self.depth = min(shape) + 2
         self._anchor = torch.zeros(0, dtype=torch.float64)
-        self._pattern: tuple[Support, Pattern] | None = None
 
     @property
     def spectral(self) -> bool:
@@ -110,12 +109,6 @@ class MatrixAtom(Atom):
             V / norms(self.right.apply(V), self.norms[1])[:, None],
         )
 
-    def phi(self, params: Params, X: Tensor | None = None) -> Tensor:
-        """Return U^T V, shape (n, m); there are no inputs."""
-        if X is not None:
-            raise ValueError("X: expected None, a matrix factorization has no inputs")
-        return params[0].T @ params[1]
-
     def theta(self, params: Params) -> Tensor:
         """Return ||D_u u|| ||D_v v||."""
         first, second = self._lengths(params)
@@ -130,25 +123,6 @@ class MatrixAtom(Atom):
         return norms(self.left.apply(params[0]), self.norms[0]), norms(
             self.right.apply(params[1]), self.norms[1]
         )
-
-    def predict(self, params: Params, support: Support | None = None) -> Tensor:
-        """Return the predictions; on a support without forming the others."""
-        if support is None:
-            return self.phi(params)
-        return self.pattern(support).outer(params[0].T, params[1].T)
-
-    def pattern(self, support: Support) -> Pattern:
-        """Return the support's products, sorted once."""
-        if self._pattern is None or self._pattern[0] is not support:
-            self._pattern = support, Pattern(support.rows, support.cols, self.shape)
-        return self._pattern[1]
-
-    def each(self, params: Params, support: Support | None = None) -> Tensor:
-        """Return the predictions of each pair, flattened, shape (r, size)."""
-        U, V = params
-        if support is None:
-            return (U[:, :, None] * V[:, None, :]).flatten(1)
-        return U[:, support.rows] * V[:, support.cols]
 
     def row_bounds(self, support: Support | None = None) -> Tensor:
         """Return |u_i| ||v||_2 at most, or |u_i| |v_j| on a support."""

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from theodolite.atoms.inputs import same_directions
 from theodolite.atoms.matrix_norms import DUAL, Groups, norms
+from theodolite.atoms.pairs import Pairs
 from theodolite.atoms.proximal import GOAL, Composite, estimated_gap, minimize
 from theodolite.core.atom import Atom
 from theodolite.core.params import Params, count
 from theodolite.linalg.lanczos import UP, gamma
-from theodolite.linalg.pattern import Pattern
 from theodolite.losses.base import Support
 from theodolite.polar.signs import SignMatrix, best_signs, sign_maximum
 from theodolite.value import Value
@@ -29,7 +29,7 @@ _ADDED = 16  # sign vectors that enter at once
 _ROUNDS = 200
 
 
-class SignMatrixAtom(Atom):
+class SignMatrixAtom(Pairs, Atom):
     r"""Rank-one matrices :math:`uv^\top` with :math:`\theta=\|u\|_a\|v\|_b`, a or b being linf, degree 2.
 
     The extreme points of the gauge's unit ball are :math:`us^\top` with signs s: a factorization with binary codes,
@@ -80,7 +80,6 @@ class SignMatrixAtom(Atom):
         # a product and a sum over at most min(n, m) useful subnetworks
         self.depth = min(shape) + 2
         self._anchor = torch.zeros(0, dtype=torch.float64)
-        self._pattern: tuple[Support, Pattern] | None = None
 
     @property
     def side(self) -> int:
@@ -99,12 +98,6 @@ class SignMatrixAtom(Atom):
         )
         return U, V
 
-    def phi(self, params: Params, X: Tensor | None = None) -> Tensor:
-        """Return U^T V, shape (n, m); there are no inputs."""
-        if X is not None:
-            raise ValueError("X: expected None, a matrix factorization has no inputs")
-        return params[0].T @ params[1]
-
     def theta(self, params: Params) -> Tensor:
         """Return ||u|| ||v||."""
         return norms(params[0], self.norms[0]) * norms(params[1], self.norms[1])
@@ -112,25 +105,6 @@ class SignMatrixAtom(Atom):
     def penalty(self, params: Params) -> Tensor:
         """Return (||u||^2 + ||v||^2) / 2, equal to theta where both are equally long."""
         return 0.5 * (norms(params[0], self.norms[0]).square() + norms(params[1], self.norms[1]).square())
-
-    def predict(self, params: Params, support: Support | None = None) -> Tensor:
-        """Return the predictions; on a support without forming the others."""
-        if support is None:
-            return self.phi(params)
-        return self.pattern(support).outer(params[0].T, params[1].T)
-
-    def pattern(self, support: Support) -> Pattern:
-        """Return the support's products, sorted once."""
-        if self._pattern is None or self._pattern[0] is not support:
-            self._pattern = support, Pattern(support.rows, support.cols, self.shape)
-        return self._pattern[1]
-
-    def each(self, params: Params, support: Support | None = None) -> Tensor:
-        """Return the predictions of each pair, flattened, shape (r, size)."""
-        U, V = params
-        if support is None:
-            return (U[:, :, None] * V[:, None, :]).flatten(1)
-        return U[:, support.rows] * V[:, support.cols]
 
     def row_bounds(self, support: Support | None = None) -> Tensor:
         """Return |u_i| ||v||_2 at most, or |u_i| |v_j| on a support: entries are at most 1."""
