@@ -22,9 +22,9 @@ _MAXIT = 5000
 def missing() -> str | None:
     """Return why softImpute cannot run, or None."""
     if shutil.which("Rscript") is None:
-        return "Rscript is missing; install R and its package softImpute (Debian: r-base-core, r-cran-softimpute)"
+        return "Rscript is missing; install R and its package softImpute (CRAN)"
     if subprocess.run(["Rscript", "-e", _CHECK], capture_output=True).returncode:
-        return "R has no package softImpute (Debian: r-cran-softimpute)"
+        return "R has no package softImpute; install it from CRAN"
     return None
 
 
