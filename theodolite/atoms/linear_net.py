@@ -116,7 +116,7 @@ class LinearNetAtom(Atom):
 
     def _at(self, support: Support) -> Pattern:
         if self._pattern is None or self._pattern[0] is not support:
-            self._pattern = support, Pattern(support.rows, support.cols, self.shape)
+            self._pattern = support, Pattern(support.rows, support.cols, self.shape, support.sorted)
         return self._pattern[1]
 
     def theta(self, params: Params) -> Tensor:

@@ -12,10 +12,18 @@ from torch import Tensor
 
 from theodolite.atoms.matrix_descent import descend
 from theodolite.atoms.matrix_norms import DUAL, ORDERS, Groups, Weight, norms
-from theodolite.atoms.matrix_polar import free_bound, heavy_column, matrix_products, scaled, spectral_bound
+from theodolite.atoms.matrix_polar import (
+    free_bound,
+    heavy_column,
+    largest,
+    matrix_products,
+    scaled,
+    spectral_bound,
+)
 from theodolite.atoms.pairs import Pairs
 from theodolite.core.atom import Atom
 from theodolite.core.params import Params, count, select
+from theodolite.linalg.dense import all_finite
 from theodolite.linalg.lanczos import PAD, UP, gamma
 from theodolite.losses.base import Support
 from theodolite.value import Value
@@ -179,23 +187,25 @@ class MatrixAtom(Pairs, Atom):
         stop = math.inf if budget is None else time.monotonic() + budget
         Q = (Q.coalesce() if Q.is_sparse else Q).detach().double()
         entries = Q.values() if Q.is_sparse else Q
-        if not bool(torch.isfinite(entries).all()):
+        if not all_finite(entries):
             raise ValueError(f"Q: expected finite entries, got {entries[~torch.isfinite(entries)][0].item()}")
         if not bool(entries.any()):
             return Value.bound(0.0, 0.0, witness=self.init(1, seed), note="Q is zero")
-        exponent = math.frexp(float(entries.abs().max()))[1]
+        exponent = math.frexp(largest(entries))[1]
         Q = scaled(Q, -exponent)  # exact: no square of an entry overflows, or underflows where it matters
         target = None if target is None else scaled(target, -exponent)
         T, error = self._transformed(Q)
         upper, confidence, candidates, note = math.inf, 1.0, None, "largest dual norm of a column or row"
         if self.spectral:
-            upper, candidates, note = free_bound(T), heavy_column(T), "norms of Q"
+            upper, note = free_bound(T), "norms of Q"
             if time.monotonic() < stop and (target is None or upper + error > target):
                 right = None if starts is None else self.right.apply(starts[1])
                 enough = math.inf if target is None else target - error
                 candidates, proved = spectral_bound(T, right, _WITNESSES, stop, seed, delta, enough)
                 if proved is not None:
                     upper, confidence, note = proved.high, proved.confidence, proved.note
+            else:
+                candidates = heavy_column(T)
         else:
             upper, candidates = self._dual_norms(T)
         scale = 1.0 / ((1.0 - self.left.defect) * (1.0 - self.right.defect))
@@ -265,7 +275,9 @@ class MatrixAtom(Pairs, Atom):
         U, V = params
         value = (U.T * matrix_products(Q)[0](V.T)).sum(0)
         params = (torch.where(value < 0.0, -1.0, 1.0)[:, None] * U, V)
-        spread = (U.abs().T * matrix_products(Q.abs())[0](V.abs().T)).sum(0)
+        # what rounding is relative to: sum |u_i| |Q_ij| |v_j| <= |Q|_F |u| |v|
+        size = (Q.values() if Q.is_sparse else Q).norm()
+        spread = PAD * size * U.norm(dim=1) * V.norm(dim=1)
         length = torch.ones_like(value)
         for weight, rows, norm in zip((self.left, self.right), params, self.norms, strict=True):
             k = gamma(weight.size + 8)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from theodolite.core.params import Params
+from theodolite.linalg.chebyshev import WIDTH, steps_needed
 from theodolite.linalg.lanczos import UNIT_ROUNDOFF, gamma
 from theodolite.linalg.pattern import Pattern
 from theodolite.linalg.spectral import INERTIA, first_proved, sigma_max
@@ -20,6 +21,10 @@ from theodolite.value import Value
 _SMALL = 256  # up to this min(n, m) a full SVD costs less than a search
 _FAR = 2.0  # times the target
 _CHEAP = 1024  # up to this min(n, m) one Cholesky factorization is cheaper than any other proof
+_FEW = 8  # random directions beside the starts of a first look
+_PART = 1 << 16  # entries summed together: they stay in the cache
+_STEPS = 400  # at most, of a proof by a block of random vectors,
+_SPARSE = 5.0  # where a multiplication costs so many of those in a product of dense matrices
 _GRAM = 4096  # up to this it is affordable where nothing else proves enough,
 _DENSE = 4e6  # with a sparse matrix of at most so many entries made dense for a search,
 _DENSE_AT_LAST = 1.7e7  # and so many for a proof
@@ -50,16 +55,22 @@ def spectral_bound(
     if starts is None and min(T.shape) > _SMALL and float(heavy_column(T)[0].norm()) > _FAR * target:
         U, V, _ = triplets(T, None, wanted + 2, seed, passes=2)
         return (U.T[:wanted], V.T[:wanted]), None
-    if starts is not None and _GRAM >= min(T.shape) > _CHEAP:  # what the starts attain may be all there is
-        U, _, V = leading_triplets(*matrix_products(T), starts.T[:, : min(T.shape)], passes=1)
-        proved = None if time.monotonic() >= stop else by_inertia(T, (U, V), target)
-        if proved is not None and proved.high <= target:
-            return (U.T[:wanted], V.T[:wanted]), proved
+    missed = None
+    if starts is not None and min(T.shape) > _CHEAP:  # what the starts attain may be all there is
+        U, V, _ = triplets(T, starts, _FEW, seed, passes=2)
+        missed = None if time.monotonic() >= stop else just_enough(T, (U, V), 0.5 * delta, seed, target)
+        if missed is not None and missed.high <= target:
+            return (U.T[:wanted], V.T[:wanted]), missed
     U, V, q = triplets(T, starts, wanted + 2, seed)
     pairs = U.T[:wanted], V.T[:wanted]
     if time.monotonic() >= stop:
-        return pairs, None
-    return pairs, prove(T, (U[:, :q], V[:, :q]), delta, seed, target)
+        return pairs, missed
+    if missed is None:
+        return pairs, prove(T, (U[:, :q], V[:, :q]), delta, seed, target)
+    proved = prove(T, (U[:, :q], V[:, :q]), 0.5 * delta, seed, target)
+    # a choice between two: both must hold
+    better = proved if proved.high < missed.high else missed
+    return pairs, replace(better, confidence=min(1.0 - delta, proved.confidence, missed.confidence))
 
 
 def triplets(
@@ -106,8 +117,28 @@ def triplets(
 
 
 def scaled(x: Any, exponent: int) -> Any:
-    """Return x 2^exponent; in halves, because 2^exponent itself may overflow."""
+    """Return x 2^exponent; in halves where 2^exponent itself may overflow.
+
+    Parameters
+    ----------
+    x : float or Tensor
+        Of sparse ones, those that are coalesced.
+    exponent : int
+    """
+    if isinstance(x, Tensor) and x.is_sparse:
+        values = scaled(x.values(), exponent)
+        return torch.sparse_coo_tensor(
+            x.indices(), values, x.shape, check_invariants=False, is_coalesced=True
+        )
+    if abs(exponent) <= 1000:
+        return x * 2.0**exponent
     return x * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
+
+
+def largest(entries: Tensor) -> float:
+    """Return the largest absolute value, without a copy."""
+    low, high = torch.aminmax(entries)
+    return max(-float(low), float(high))
 
 
 def matrix_products(T: Tensor) -> tuple[Product, Product]:
@@ -115,15 +146,16 @@ def matrix_products(T: Tensor) -> tuple[Product, Product]:
     if not T.is_sparse:
         return lambda X: T @ X, lambda Y: T.T @ Y
     rows, cols = T.indices()
-    return Pattern(rows, cols, (T.shape[0], T.shape[1])).products(T.values())
+    return Pattern(rows, cols, (T.shape[0], T.shape[1]), ordered=True).products(T.values())
 
 
 def free_bound(T: Tensor) -> float:
     """Return min(Frobenius, sqrt(norm_1 norm_inf)), a bound of sigma_max of |T| too, rounding enclosed."""
     entries = T.values() if T.is_sparse else T.reshape(-1)
     columns, rows = (float(_sums(T, i).max()) for i in (0, 1))
-    top = float(entries.abs().max())
-    frobenius = float((entries / top).norm()) * top if top > 0.0 else 0.0
+    frobenius, top = float(entries.norm()), largest(entries)
+    if top > 0.0 and not 1e-140 < top < 1e140:  # squares leave the range of numbers
+        frobenius = float((entries / top).norm()) * top
     return min(frobenius, math.sqrt(columns) * math.sqrt(rows)) * (1.0 + gamma(len(entries) + 8))
 
 
@@ -145,7 +177,9 @@ def _sums(T: Tensor, dim: int) -> Tensor:
     if not T.is_sparse:
         return T.abs().sum(dim)
     out = torch.zeros(T.shape[1 - dim], dtype=torch.float64, device=T.device)
-    return out.index_add_(0, T.indices()[1 - dim], T.values().abs())
+    for index, entries in zip(T.indices()[1 - dim].split(_PART), T.values().split(_PART), strict=True):
+        out.index_add_(0, index, entries.abs())
+    return out
 
 
 def _dense(T: Tensor) -> Tensor:
@@ -162,16 +196,45 @@ def by_inertia(T: Tensor, basis: tuple[Tensor, Tensor], target: float) -> Value 
     T, basis, target
         As for :func:`prove`.
     """
-    least, (U, V) = min(T.shape), basis
-    lower = abs(float(U[:, 0] @ matrix_products(T)[0](V[:, :1])[:, 0]))
-    # a little within the target, which rounding elsewhere takes its share of
-    aim = lower + 0.97 * (target - lower) if lower < target else math.inf
+    least, (lower, aim) = min(T.shape), attained(T, basis, target)
     if not (_affordable(T) and lower > 0.0 and (least <= _CHEAP or aim < 1.005 * lower)):
         return None
     excess = 4.0 * least**2 * UNIT_ROUNDOFF  # about what rounding takes
     taus = [lower * (1.0 + excess * 16.0**k) for k in range(8)] if least <= _CHEAP else []
     tau = first_proved(_dense(T), sorted([*taus, aim] if aim < math.inf else taus))
     return Value.bound(0.0, tau, note=INERTIA) if tau < math.inf else None
+
+
+def attained(T: Tensor, basis: tuple[Tensor, Tensor], target: float) -> tuple[float, float]:
+    """Return what the first pair of a basis attains, and the bound to aim at from there (inf for none).
+
+    That is a little within the target, which rounding elsewhere takes its share of.
+    """
+    U, V = basis
+    lower = abs(float(U[:, 0] @ matrix_products(T)[0](V[:, :1])[:, 0]))
+    return lower, lower + 0.97 * (target - lower) if lower < target else math.inf
+
+
+def just_enough(
+    T: Tensor, basis: tuple[Tensor, Tensor], delta: float, seed: int, target: float
+) -> Value | None:
+    """Return a bound of sigma_max(T) by the cheaper of two proofs of what is wanted, if either is worth it.
+
+    Parameters
+    ----------
+    T, basis, delta, seed, target
+        As for :func:`prove`.
+    """
+    (m, n), (lower, aim) = sorted(T.shape, reverse=True), attained(T, basis, target)
+    if not 0.0 < lower < aim < math.inf:
+        return None
+    steps = steps_needed(n, aim / lower, delta)
+    entries = T.values().numel() if T.is_sparse else T.numel()
+    dense = 0.5 * m * n**2 + n**3 / 6.0 if _affordable(T) else math.inf
+    if steps <= _STEPS and steps * 2.0 * WIDTH * entries * _SPARSE < dense:
+        tol, most = aim / lower - 1.0, math.ceil(1.2 * steps) + 8
+        return sigma_max(T, method="chebyshev", basis=basis, delta=delta, seed=seed, tol=tol, max_steps=most)
+    return by_inertia(T, basis, target)
 
 
 def _affordable(T: Tensor) -> bool:

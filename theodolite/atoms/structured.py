@@ -142,7 +142,7 @@ class StructuredAtom(Atom):
     def pattern(self, support: Support) -> Pattern:
         """Return the support's products, sorted once."""
         if self._pattern is None or self._pattern[0] is not support:
-            self._pattern = support, Pattern(support.rows, support.cols, self.shape)
+            self._pattern = support, Pattern(support.rows, support.cols, self.shape, support.sorted)
         return self._pattern[1]
 
     def each(self, params: Params, support: Support | None = None) -> Tensor:

@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
 
 from theodolite.core.params import Params, count, select
+from theodolite.linalg.dense import all_finite
 from theodolite.linalg.lanczos import gamma
 from theodolite.losses.rounding import ray_bound, repair_polar, value_error
 from theodolite.value import Kind, Value, format_number, relative_gap
@@ -102,7 +102,7 @@ def certify(
     loss, atom, lam = problem.loss, problem.atom, problem.lam
     Z, theta = problem.predictions(params), float(atom.theta(params).sum())
     objective, R = loss.value(Z) + lam * theta, -loss.gradient(Z)
-    if not (math.isfinite(objective) and bool(torch.isfinite(R).all())):
+    if not (math.isfinite(objective) and all_finite(R)):
         raise ValueError("params: expected finite predictions in the domain of the loss, got others")
     relative = gamma(atom.depth + count(params) + 1)
     error = value_error(loss, Z, R, relative * theta * problem.row_bounds) + relative * lam * theta

@@ -53,7 +53,7 @@ class Grams:
 
     def at_most(self, tau: float, which: list[int]) -> Tensor:
         """Return for which of the blocks sigma_max <= tau is proved."""
-        B = -self.H[which]
+        B = -(self.H if which == list(range(len(self.H))) else self.H[which])
         B.diagonal(dim1=-2, dim2=-1).add_((tau * tau - self.margin(tau, which))[:, None])
         return torch.linalg.cholesky_ex(B).info == 0
 

@@ -17,6 +17,22 @@ _INDEX = 2**31 - 1  # largest 32-bit index
 _VECTOR = 8  # numbers in a vector register
 
 
+def csr_tensor(starts: Tensor, cols: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return a matrix in compressed rows, unchecked."""
+    with warnings.catch_warnings():  # PyTorch calls its CSR tensors a beta
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
+        return torch.sparse_csr_tensor(starts, cols, values, size=shape, check_invariants=False)
+
+
+def csr_product(matrix: sp.csr_array) -> Product:
+    """Return the product of vectors and blocks of vectors with a matrix, in its own dtype."""
+    if torch.backends.mkl.is_available():
+        starts, cols, values = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
+        fast = csr_tensor(starts, cols, values, matrix.shape)
+        return lambda X: fast @ X
+    return lambda X: torch.from_numpy(matrix @ X.numpy())
+
+
 class Pattern:
     """Positions in an (n, m) matrix.
 
@@ -28,16 +44,20 @@ class Pattern:
         The positions, none twice, in any order.
     shape : tuple of int
         Shape (n, m) of the matrix.
+    ordered : bool
+        Whether the positions are known to be in the order of rows, and of columns within a row.
     """
 
-    def __init__(self, rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> None:
-        self.rows, self.cols, self.shape = rows, cols, shape
+    def __init__(self, rows: Tensor, cols: Tensor, shape: tuple[int, int], ordered: bool = False) -> None:
+        self.rows, self.cols, self.shape, self.ordered = rows, cols, shape, ordered
 
     @cached_property
     def _sorted(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
         """Order that sorts the positions (None if they are), both indices in it, and where each row begins."""
-        place = self.rows * self.shape[1] + self.cols
-        order = None if bool((place[1:] > place[:-1]).all()) else torch.argsort(place)
+        order = None
+        if not self.ordered:
+            place = self.rows * self.shape[1] + self.cols
+            order = None if bool((place[1:] > place[:-1]).all()) else torch.argsort(place)
         starts = torch.zeros(self.shape[0] + 1, dtype=torch.int64, device=self.rows.device)
         starts[1:] = torch.bincount(self.rows, minlength=self.shape[0]).cumsum(0)
         if order is None:
@@ -53,9 +73,7 @@ class Pattern:
 
     def _csr(self, values: Tensor) -> Tensor:
         """Return the sparse matrix of values in sorted order."""
-        with warnings.catch_warnings():  # PyTorch calls its CSR tensors a beta
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
-            return torch.sparse_csr_tensor(*self._short, values, size=self.shape, check_invariants=False)
+        return csr_tensor(*self._short, values, self.shape)
 
     def outer(self, U: Tensor, V: Tensor) -> Tensor:
         """Return the entries of U V^T at the positions, shape (size,), in the dtype of U and V.

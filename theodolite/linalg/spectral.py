@@ -4,6 +4,8 @@ The lower end is always a Rayleigh quotient.  Upper ends (see :func:`sigma_max`)
 
 - ``inertia``: a Cholesky factorization that completes, its rounding enclosed with proved constants;
 - ``random``: Lanczos from random starts, with a stated failure probability;
+- ``chebyshev``: Chebyshev polynomials applied to a random block, the same, in fewer passes over the
+  matrix where a leading singular vector is known;
 - ``split``: bases of the dominant subspaces and a 2 x 2 block bound; ``random`` for the rest;
 - ``svd``: LAPACK's singular values with a customary (not a proved) error margin;
 - ``norms``: Frobenius, sqrt(norm_1 norm_inf) and a trace power: cheap and loose.
@@ -25,6 +27,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from theodolite.linalg import chebyshev
 from theodolite.linalg.inertia import SMALL, Grams, inertia
 from theodolite.linalg.lanczos import (
     PAD,
@@ -36,6 +39,7 @@ from theodolite.linalg.lanczos import (
     spend,
     start_generator,
 )
+from theodolite.linalg.pattern import csr_product
 from theodolite.value import Value
 
 __all__ = ["FailureLedger", "batched_sigma_max", "first_proved", "proves_at_most", "sigma_max", "spend"]
@@ -45,6 +49,7 @@ INERTIA = "upper end: Cholesky of tau^2 I - A'A completed, rounding enclosed (Ru
 _NOTES = {
     "inertia": INERTIA,
     "random": "upper end: Lanczos from random starts, rounding enclosed (Kuczynski and Wozniakowski 1992)",
+    "chebyshev": "upper end: Chebyshev polynomials of a random block, rounding enclosed",
     "split": "upper end: 2 x 2 norm of blocks, the rest by Lanczos from random starts, rounding enclosed",
     "svd": "LAPACK's singular value within its customary backward error 8 (m + n) u",
     "norms": "upper end: Frobenius norm, sqrt(norm_1 norm_inf) or a trace power",
@@ -70,14 +75,15 @@ def sigma_max(
         A real torch tensor (dense or sparse), numpy array, scipy sparse matrix, or an operator with
         `shape`, `matvec` and `rmatvec`: a scipy ``LinearOperator`` is given numpy vectors, any other
         operator CPU tensors, both float64.  Entries are converted to float64.
-    method : {"auto", "inertia", "random", "split", "svd", "norms"}
+    method : {"auto", "inertia", "random", "chebyshev", "split", "svd", "norms"}
         How the upper end is proved.  "auto" takes inertia where the smaller Gram matrix is
         affordable, split where `basis` is given and min(m, n) exceeds 1024, else random.
     basis : (Tensor (m, r), Tensor (n, s)), optional
         Bases of subspaces near the leading left and right singular vectors, such as the factors of
-        a current iterate.  They need be neither orthonormal nor accurate.
+        a current iterate.  They need be neither orthonormal nor accurate; "chebyshev" takes the first
+        columns alone, which should be close to leading singular vectors.
     delta : float
-        Failure probability of "random" and "split"; see `FailureLedger` for repeated calls.
+        Failure probability of "random", "chebyshev" and "split"; see `FailureLedger` for repeated calls.
     seed : int
         Seed of the starts, which must not depend on A: a matrix chosen after seeing an earlier
         answer needs a seed of its own.
@@ -85,6 +91,7 @@ def sigma_max(
         Relative width aimed at; the bound is valid whether or not it is reached.
     max_steps : int
         Lanczos steps: in "random" of all starts together; in "inertia" once, then three times as many.
+        Pairs of products with a block in "chebyshev".
     product_error : float, optional
         For operators: products are within ``product_error * sigma_max * norm(x)`` of the exact ones.
         By default 1000 roundoffs of the dtype in which they come back.
@@ -110,8 +117,8 @@ def sigma_max(
     if not (tol > 0.0 and max_steps >= 2 and 0.0 < delta < 1.0):
         expected = "expected tol > 0, max_steps >= 2, 0 < delta < 1"
         raise ValueError(f"tol, max_steps, delta: {expected}, got {tol}, {max_steps}, {delta}")
-    if method == "split" and basis is None:
-        raise ValueError("basis: expected a pair of tensors for method 'split', got None")
+    if method in ("chebyshev", "split") and basis is None:
+        raise ValueError(f"basis: expected a pair of tensors for method {method!r}, got None")
     generator = start_generator(seed)
     search: dict[str, Any] = {"steps": max_steps, "delta": delta, "generator": generator, "tol": tol}
     matrix = _read(A, product_error, generator)
@@ -126,6 +133,8 @@ def sigma_max(
         lower, upper = _split(matrix, basis, **search)
     elif matrix.dense is None:
         raise ValueError(f"method: expected 'random' or 'split' for an operator, got {method!r}")
+    elif method == "chebyshev" and basis is not None:
+        lower, upper = _chebyshev(matrix, basis, **search)
     elif method == "svd":
         top, margin = float(torch.linalg.svdvals(matrix.dense())[0]), 8.0 * sum(matrix.shape) * UNIT_ROUNDOFF
         lower, upper = top * (1.0 - margin), top * (1.0 + margin)
@@ -136,7 +145,7 @@ def sigma_max(
     confidence, note = 1.0, _NOTES[method] + matrix.assumption
     if upper > matrix.ceiling:
         upper, note = matrix.ceiling, _NOTES["norms"]
-    elif method in ("random", "split"):
+    elif method in ("random", "chebyshev", "split"):
         confidence = min(1.0 - delta, math.nextafter(1.0, 0.0))
     lower, upper = (
         ldexp_rounded(min(lower, upper), matrix.exponent, -1),
@@ -315,10 +324,10 @@ def _read(A: Any, product_error: float | None, generator: torch.Generator) -> _M
         csr.data = _scale(torch.from_numpy(csr.data), -exponent).numpy()
         csc = sp.csr_array(csr.T)  # so that both products run over contiguous rows
         terms = int(max(np.diff(csr.indptr).max(), np.diff(csc.indptr).max()))
-        norms = [torch.from_numpy((abs(csr) ** p).sum(axis=i) ** (1 / p)) for p in (1, 2) for i in (0, 1)]
-        forward, adjoint = (lambda x, M=M: torch.from_numpy(M @ x.numpy()) for M in (csr, csc))
+        norms = [_row_norms(side, p) for p in (1, 2) for side in (csc, csr)]
         measures = _measure(shape, terms, norms)
-        return _Matrix(shape, forward, adjoint, exponent, *measures, lambda: torch.from_numpy(csr.toarray()))
+        products = csr_product(csr), csr_product(csc)
+        return _Matrix(shape, *products, exponent, *measures, lambda: torch.from_numpy(csr.toarray()))
     dense = (
         A.detach().to("cpu", torch.float64) if isinstance(A, Tensor) else torch.from_numpy(np.array(A, float))
     )
@@ -327,6 +336,13 @@ def _read(A: Any, product_error: float | None, generator: torch.Generator) -> _M
     norms = [torch.linalg.vector_norm(dense, p, dim=i) for p in (1, 2) for i in (0, 1)]
     measures = _measure(shape, max(shape), norms)
     return _Matrix(shape, lambda x: dense @ x, lambda y: dense.T @ y, exponent, *measures, lambda: dense)
+
+
+def _row_norms(csr: sp.csr_array, p: int) -> Tensor:
+    """Return the 1- or 2-norms of the rows."""
+    sizes = np.abs(csr.data) if p == 1 else np.square(csr.data)
+    sums = sp.csr_array((sizes, csr.indices, csr.indptr), shape=csr.shape) @ np.ones(csr.shape[1])
+    return torch.from_numpy(sums if p == 1 else np.sqrt(sums))
 
 
 def _measure(shape: tuple[int, ...], terms: int, norms: list[Tensor]) -> tuple[float, float]:
@@ -378,6 +394,37 @@ def _random(matrix: _Matrix, floor: float = 0.0, enough: float = 0.0, **search: 
     return math.sqrt(low) / UP, math.sqrt(high) * UP
 
 
+def _orthonormal(matrix: _Matrix, basis: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Return orthonormal bases of the same subspaces, in float64."""
+    bases = []
+    for name, rows, B in zip("UV", matrix.shape, basis, strict=True):
+        if B.ndim != 2 or B.shape[0] != rows or B.shape[1] < 1:
+            raise ValueError(f"basis: expected {name} of shape ({rows}, r), got {tuple(B.shape)}")
+        B = B.detach().to("cpu", torch.float64)
+        bases.append(torch.linalg.qr(_scale(B, -_exponent("basis", B))).Q)
+    return bases
+
+
+def _chebyshev(matrix: _Matrix, basis: tuple[Tensor, Tensor], **search: Any) -> tuple[float, float]:
+    u, v = (B[:, :1] for B in _orthonormal(matrix, basis))
+    found = float((u * matrix.forward(v)).sum().abs())
+    # |u|, |v| and the product are as exact as their rounding; the largest entry is at least 1/2
+    low = max(0.5, found / (1.0 + matrix.relative + gamma(4 * sum(matrix.shape)))) / UP
+    sides = matrix.forward, matrix.adjoint
+    forward, adjoint = sides if matrix.shape[0] >= matrix.shape[1] else sides[::-1]
+    high = chebyshev.largest_singular_value(
+        forward,
+        adjoint,
+        min(matrix.shape),
+        mu=low,
+        ceiling=matrix.ceiling,
+        enough=low * (1.0 + search.pop("tol")),
+        product_error=matrix.relative,
+        **search,
+    )
+    return low, high
+
+
 def _split(matrix: _Matrix, basis: tuple[Tensor, Tensor], **search: Any) -> tuple[float, float]:
     """Bound A by the 2 x 2 matrix M of the norms of its blocks in and outside the bases U, V.
 
@@ -385,13 +432,7 @@ def _split(matrix: _Matrix, basis: tuple[Tensor, Tensor], **search: Any) -> tupl
     within e, so each exact block is within 3 e |A| of the one built from U and V; the blocks as
     computed are within k |A| of those.  Hence |A| <= |M| + (6 e + 2 k) |A|.
     """
-    bases = []
-    for name, rows, B in zip("UV", matrix.shape, basis, strict=True):
-        if B.ndim != 2 or B.shape[0] != rows or B.shape[1] < 1:
-            raise ValueError(f"basis: expected {name} of shape ({rows}, r), got {tuple(B.shape)}")
-        B = B.detach().to("cpu", torch.float64)
-        bases.append(torch.linalg.qr(_scale(B, -_exponent("basis", B))).Q)
-    U, V = bases
+    bases = U, V = _orthonormal(matrix, basis)
     squares = max(float(B.square().sum()) for B in bases) * PAD
     g = gamma(sum(matrix.shape) + U.shape[1] + V.shape[1] + 8)
     e = max(float((B.T @ B - torch.eye(B.shape[1])).norm()) for B in bases) * PAD + g * squares

@@ -34,19 +34,28 @@ Movable = TypeVar("Movable")
 LossType = TypeVar("LossType", bound="Loss")
 
 
-def accurate_sum(matrix: Tensor) -> float:
+def accurate_sum(matrix: Tensor, *others: Tensor, of: Callable[..., Tensor] | None = None) -> float:
     """Return the sum of an (n, k) matrix, whose rounding error grows with k but not with n.
+
+    With `of` the sum of that function of some blocks of rows of the matrices, so that it is never held as a
+    whole: a block stays in the cache.
 
     The sums of the rows are split into multiples of one power of two, which add up exactly in blocks,
     and rests below 2^-36 of the block's largest: all in all the result is off by less than one rounding
     of the sum of their sizes.  Source: Rump, Ogita and Oishi, SIAM J. Sci. Comput. 31 (2008) 189-224.
     """
-    rows = matrix[:, 0] if matrix.shape[1] == 1 else matrix.sum(1)
+
+    def rows(*blocks: Tensor) -> Tensor:
+        block = blocks[0] if of is None else of(*blocks)
+        return block[:, 0] if block.shape[1] == 1 else block.sum(1)
+
     parts: list[float] = []
-    for block in rows.split(_BLOCK) if len(rows) else ():
-        largest = float(block.abs().max())
+    for blocks in zip(*(x.split(_BLOCK) for x in (matrix, *others)), strict=True) if len(matrix) else ():
+        block = rows(*blocks)
+        low, top = torch.aminmax(block)
+        largest = max(-float(low), float(top))
         if not largest < 1e290:  # what is split off might overflow
-            return _plain_sum(rows)
+            return _plain_sum(rows(matrix, *others))
         # a power of two above twice the sum of the sizes in the block
         unit = math.ldexp(1.0, math.frexp(largest)[1] + _BLOCK.bit_length())
         high = (block + unit).sub_(unit)
@@ -113,14 +122,16 @@ class Support:
             if bool(outside.any()):
                 (place,) = first(outside)
                 raise ValueError(f"{name}: expected 0 to {end - 1}, got {int(index[place])} at {place}")
-        order = torch.argsort(rows * m + cols, stable=True)
-        again = torch.diff((rows * m + cols)[order]) == 0
-        if bool(again.any()):
-            (place,) = first(again)
-            one, two = (int(i) for i in order[place : place + 2])
-            entry = f"({int(rows[one])}, {int(cols[one])})"
-            raise ValueError(f"rows, cols: expected each entry once, got {entry} at {one} and at {two}")
-        return cls(rows, cols, (int(n), int(m)))
+        support = cls(rows, cols, (int(n), int(m)))
+        if not support.sorted:
+            order = torch.argsort(rows * m + cols, stable=True)
+            again = torch.diff((rows * m + cols)[order]) == 0
+            if bool(again.any()):
+                (place,) = first(again)
+                one, two = (int(i) for i in order[place : place + 2])
+                entry = f"({int(rows[one])}, {int(cols[one])})"
+                raise ValueError(f"rows, cols: expected each entry once, got {entry} at {one} and at {two}")
+        return support
 
     @property
     def size(self) -> int:

@@ -244,7 +244,7 @@ class RowColumnBiasedLoss(Loss):
             return self._system
         if self._pattern is None:
             assert self.support is not None
-            self._pattern = Pattern(self.support.rows, self.support.cols, self.shape)
+            self._pattern = Pattern(self.support.rows, self.support.cols, self.shape, self.support.sorted)
         _, bends = self.loss.entries.curvature(point.seen[:, None])
         rows, cols = self._sums(bends)
         system = _System(*self._pattern.products(bends), rows + self.decay, cols + self.decay)

@@ -42,7 +42,7 @@ class SquaredLoss(SampleLoss):
 
     def value(self, Z: Tensor) -> float:
         """Return scale/2 ||Y - Z||_F^2."""
-        return 0.5 * self.scale * accurate_sum((self.Y - self._check(Z, "Z")).square())
+        return 0.5 * self.scale * accurate_sum(self.Y, self._check(Z, "Z"), of=_squared_error)
 
     def gradient(self, Z: Tensor) -> Tensor:
         """Return scale (Z - Y)."""
@@ -52,7 +52,7 @@ class SquaredLoss(SampleLoss):
     def dual(self, Q: Tensor) -> float:
         """Return <Q, Y> - ||Q||_F^2 / (2 scale)."""
         Q = self._check(Q, "Q")
-        return accurate_sum(Q * self.Y) - accurate_sum(Q.square()) / (2 * self.scale)
+        return accurate_sum(Q, self.Y, of=torch.mul) - accurate_sum(Q, of=torch.square) / (2 * self.scale)
 
     def t_range(self, R: Tensor) -> tuple[float, float]:
         """Return (0, inf): every Q is in the domain, so t may exceed 1."""
@@ -64,14 +64,14 @@ class SquaredLoss(SampleLoss):
     ) -> tuple[float, float]:
         """Maximize along the ray in closed form."""
         R = self._check(R, "R")
-        slope = accurate_sum(R * self.Y) - linear
-        bend = accurate_sum(R.square()) / self.scale + quadratic
+        slope = accurate_sum(R, self.Y, of=torch.mul) - linear
+        bend = accurate_sum(R, of=torch.square) / self.scale + quadratic
         t = 0.0 if bend == 0.0 else min(max(slope / bend, 0.0), upper)
         return t, slope * t - 0.5 * bend * t * t
 
     def smallest_t(self, R: Tensor, wanted: float) -> float | None:
         """Solve the quadratic equation of the dual value along the ray."""
-        slope, bend = accurate_sum(R * self.Y), accurate_sum(R.square()) / self.scale
+        slope, bend = accurate_sum(R, self.Y, of=torch.mul), accurate_sum(R, of=torch.square) / self.scale
         room = slope * slope - 2.0 * bend * wanted
         if wanted <= 0.0 or not (room >= 0.0 < slope):
             return 0.0 if wanted <= 0.0 else None
@@ -97,6 +97,11 @@ class SquaredLoss(SampleLoss):
     def magnitudes(self, Z: Tensor, Q: Tensor) -> tuple[float, float, Tensor]:
         """Return the sizes that rounding is relative to."""
         Z, Q = self._check(Z, "Z"), self._check(Q, "Q")
-        primal = self.scale * float((self.Y.abs() + Z.abs()).square().sum())
-        dual = float((Q * self.Y).abs().sum()) + float(Q.square().sum()) / (2 * self.scale)
-        return primal, dual, Q.norm(dim=1)
+        # inner products alone, no matrix in between: (|y| + |z|)^2 <= 2 y^2 + 2 z^2, and Cauchy and Schwarz
+        y, z, q = (float(torch.linalg.vector_norm(x)) for x in (self.Y, Z, Q))
+        rows = Q[:, 0].abs() if Q.shape[1] == 1 else Q.norm(dim=1)
+        return 2.0 * self.scale * (y * y + z * z), q * y + q * q / (2 * self.scale), rows
+
+
+def _squared_error(Y: Tensor, Z: Tensor) -> Tensor:
+    return (Y - Z).square_()
