@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from theodolite.linalg.subspace import leading_triplets, nearly_orthonormal
+from theodolite.linalg.subspace import largest_singular_value, leading_triplets, nearly_orthonormal
 
 
 @pytest.mark.parametrize(("n", "m"), [(40, 25), (25, 40), (6, 50), (50, 6), (1, 5), (5, 1)])
@@ -45,3 +45,24 @@ def test_dependent_columns_still_get_an_orthonormal_basis() -> None:
     X = torch.ones(20, 3).double()
     basis = nearly_orthonormal(X)
     assert torch.allclose(basis.T @ basis, torch.eye(3).double(), atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "m", "b"), [(300, 200, 20), (40, 300, 20), (30, 25, 25), (200, 100, 3)])
+def test_the_largest_value_alone(n: int, m: int, b: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    A = torch.randn(n, m, dtype=torch.float64, generator=generator)
+    _, s, Vh = torch.linalg.svd(A, full_matrices=False)
+    start = Vh[:b].T + 0.02 * torch.randn(m, b, dtype=torch.float64, generator=generator) / m**0.5
+    found = largest_singular_value(lambda X: A @ X, lambda Y: A.T @ Y, start)
+    assert found <= float(s[0]) * (1.0 + 1e-12)
+    assert found >= float(s[0]) * (1.0 - 1e-5)
+
+
+def test_a_second_pass_finds_what_the_start_lacks() -> None:
+    generator = torch.Generator().manual_seed(3)
+    A = torch.randn(200, 150, dtype=torch.float64, generator=generator)
+    start = torch.linalg.qr(torch.randn(150, 20, dtype=torch.float64, generator=generator)).Q
+    once = float(torch.linalg.svdvals(A.T @ torch.linalg.qr(A @ start).Q)[0])
+    twice = largest_singular_value(lambda X: A @ X, lambda Y: A.T @ Y, start)
+    assert once * 1.02 < twice <= float(torch.linalg.svdvals(A)[0]) * (1.0 + 1e-12)
+    assert largest_singular_value(lambda X: 0.0 * (A @ X), lambda Y: 0.0 * (A.T @ Y), start) == 0.0

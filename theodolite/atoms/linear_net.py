@@ -283,7 +283,7 @@ class LinearNetAtom(Atom):
         composite = Composite(loss, problem.lam, predict, adjoint, stretch, prox, polar)
         gradient = loss.gradient(problem.predictions(params))
         start = problem.objective(params)
-        if estimated_gap(loss, problem.lam, start, gradient, polar(adjoint(gradient))) <= GOAL * tol:
+        if estimated_gap(loss, problem.lam, start, -gradient, polar(adjoint(gradient))) <= GOAL * tol:
             return params
         M = minimize(
             composite,

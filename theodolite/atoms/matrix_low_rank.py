@@ -20,7 +20,12 @@ from torch import Tensor
 from theodolite.atoms.matrix_polish import Factored, polish
 from theodolite.atoms.proximal import EVERY, estimated_gap, initial_curvature, inside
 from theodolite.core.params import Params
-from theodolite.linalg.subspace import Product, leading_triplets, nearly_orthonormal
+from theodolite.linalg.subspace import (
+    Product,
+    largest_singular_value,
+    leading_triplets,
+    nearly_orthonormal,
+)
 from theodolite.losses.masked import MaskedLoss
 from theodolite.losses.squared import SquaredLoss
 
@@ -41,7 +46,7 @@ _DECAY = 0.9  # of the curvature from step to step, down to what was met last
 _SETTLED, _CLOSE = 5, 2e-4  # steps of one rank, and gap, from which on Newton's method is tried
 # of the tolerance: what is estimated here must still hold when it is proved, with one more margin where the
 # proof rests on singular vectors that are as inaccurate as the iterate
-_GOAL, _GOAL_LARGE, _LARGE = 0.6, 0.15, 4096
+_GOAL, _GOAL_LARGE, _LARGE = 0.6, 0.3, 4096
 _STAGE = 3  # steps with one threshold above lam
 _COARSE = 20_000  # entries of a support from which float32 saves time
 _NOTED = 2.0  # seconds after which an iterate is handed over unseen
@@ -148,7 +153,7 @@ class LowRank:
 
     def top(self, gradient: Tensor, start: Tensor) -> float:
         """Return an estimate, from below, of the largest singular value of the gradient."""
-        return float(leading_triplets(*self.operator(gradient), start, passes=2)[1][0])
+        return largest_singular_value(*self.operator(gradient), start)
 
     def threshold(
         self, forward: Product, adjoint: Product, basis: Tensor, t: float
@@ -178,7 +183,7 @@ class LowRank:
         objective = self.loss.value(seen) + self.problem.lam * point.gauge
         gradient = self.loss.gradient(seen)
         polar = self.top(gradient, basis)
-        gap = estimated_gap(self.loss, self.problem.lam, objective, gradient, polar)
+        gap = estimated_gap(self.loss, self.problem.lam, objective, gradient.neg_(), polar)
         enough = gap <= self.goal * tol
         closer = gap < 0.9 * self.gap or objective < self.objective - 1e-14 * abs(objective)
         if 0.0 < gap < self.gap < math.inf:  # look again when the gap should be small enough
@@ -272,7 +277,8 @@ class LowRank:
                 unseen = 0
                 if self.look(Z, basis, tol):
                     break
-                if settled >= _SETTLED and self.gap < _CLOSE:
+                # a few more of these steps do where little is missing
+                if settled >= _SETTLED and 2.0 * self.goal * tol < self.gap < _CLOSE:
                     Z, settled, uphill = self.polished(Z, basis, tol, deadline), 0, True
                     if self.look(Z, basis, tol):
                         break

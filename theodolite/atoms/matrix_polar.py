@@ -12,6 +12,7 @@ from torch import Tensor
 
 from theodolite.core.params import Params
 from theodolite.linalg.chebyshev import WIDTH, steps_needed
+from theodolite.linalg.dense import physical_memory
 from theodolite.linalg.lanczos import UNIT_ROUNDOFF, gamma
 from theodolite.linalg.pattern import Pattern
 from theodolite.linalg.spectral import INERTIA, first_proved, sigma_max
@@ -26,6 +27,10 @@ _PART = 1 << 16  # entries summed together: they stay in the cache
 _STEPS = 400  # at most, of a proof by a block of random vectors,
 _SPARSE = 5.0  # where a multiplication costs so many of those in a product of dense matrices
 _GRAM = 4096  # up to this it is affordable where nothing else proves enough,
+_GRAM_AT_LAST = (
+    12_000  # and up to this where it is all but sure to prove it, given the time and half the memory
+)
+_RATE = 1e10  # multiplications in dense products a second, at least
 _DENSE = 4e6  # with a sparse matrix of at most so many entries made dense for a search,
 _DENSE_AT_LAST = 1.7e7  # and so many for a proof
 
@@ -58,7 +63,7 @@ def spectral_bound(
     missed = None
     if starts is not None and min(T.shape) > _CHEAP:  # what the starts attain may be all there is
         U, V, _ = triplets(T, starts, _FEW, seed, passes=2)
-        missed = None if time.monotonic() >= stop else just_enough(T, (U, V), 0.5 * delta, seed, target)
+        missed = None if time.monotonic() >= stop else just_enough(T, (U, V), 0.5 * delta, seed, target, stop)
         if missed is not None and missed.high <= target:
             return (U.T[:wanted], V.T[:wanted]), missed
     U, V, q = triplets(T, starts, wanted + 2, seed)
@@ -186,7 +191,7 @@ def _dense(T: Tensor) -> Tensor:
     return T.to_dense() if T.is_sparse else T
 
 
-def by_inertia(T: Tensor, basis: tuple[Tensor, Tensor], target: float) -> Value | None:
+def by_inertia(T: Tensor, basis: tuple[Tensor, Tensor], target: float, affordable: bool) -> Value | None:
     """Return a bound of sigma_max(T) proved by one Cholesky factorization or a few, where that is worth it.
 
     Beyond a certain size Krylov spaces are cheaper, but they leave about half a percent open.
@@ -195,9 +200,11 @@ def by_inertia(T: Tensor, basis: tuple[Tensor, Tensor], target: float) -> Value 
     ----------
     T, basis, target
         As for :func:`prove`.
+    affordable : bool
+        Whether there is time and memory for it.
     """
     least, (lower, aim) = min(T.shape), attained(T, basis, target)
-    if not (_affordable(T) and lower > 0.0 and (least <= _CHEAP or aim < 1.005 * lower)):
+    if not (affordable and lower > 0.0 and (least <= _CHEAP or aim < 1.005 * lower)):
         return None
     excess = 4.0 * least**2 * UNIT_ROUNDOFF  # about what rounding takes
     taus = [lower * (1.0 + excess * 16.0**k) for k in range(8)] if least <= _CHEAP else []
@@ -216,7 +223,7 @@ def attained(T: Tensor, basis: tuple[Tensor, Tensor], target: float) -> tuple[fl
 
 
 def just_enough(
-    T: Tensor, basis: tuple[Tensor, Tensor], delta: float, seed: int, target: float
+    T: Tensor, basis: tuple[Tensor, Tensor], delta: float, seed: int, target: float, stop: float
 ) -> Value | None:
     """Return a bound of sigma_max(T) by the cheaper of two proofs of what is wanted, if either is worth it.
 
@@ -224,17 +231,24 @@ def just_enough(
     ----------
     T, basis, delta, seed, target
         As for :func:`prove`.
+    stop : float
+        Value of ``time.monotonic()`` by which it should be done.
     """
     (m, n), (lower, aim) = sorted(T.shape, reverse=True), attained(T, basis, target)
     if not 0.0 < lower < aim < math.inf:
         return None
     steps = steps_needed(n, aim / lower, delta)
     entries = T.values().numel() if T.is_sparse else T.numel()
-    dense = 0.5 * m * n**2 + n**3 / 6.0 if _affordable(T) else math.inf
-    if steps <= _STEPS and steps * 2.0 * WIDTH * entries * _SPARSE < dense:
+    dense = 0.5 * m * n**2 + n**3 / 6.0
+    affordable = _affordable(T) or (
+        n <= _GRAM_AT_LAST
+        and dense <= _RATE * (stop - time.monotonic())
+        and 16.0 * n * (m + n) <= 0.5 * physical_memory()
+    )
+    if steps <= _STEPS and (not affordable or steps * 2.0 * WIDTH * entries * _SPARSE < dense):
         tol, most = aim / lower - 1.0, math.ceil(1.2 * steps) + 8
         return sigma_max(T, method="chebyshev", basis=basis, delta=delta, seed=seed, tol=tol, max_steps=most)
-    return by_inertia(T, basis, target)
+    return by_inertia(T, basis, target, affordable)
 
 
 def _affordable(T: Tensor) -> bool:
@@ -255,7 +269,7 @@ def prove(T: Tensor, basis: tuple[Tensor, Tensor], delta: float, seed: int, targ
     target : float
         What is enough; inf for as close a bound as can be had.
     """
-    proved = by_inertia(T, basis, target)
+    proved = by_inertia(T, basis, target, _affordable(T))
     if proved is not None:
         return proved
     proved = sigma_max(T, method="split", basis=basis, delta=0.5 * delta, seed=seed)

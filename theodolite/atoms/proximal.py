@@ -45,10 +45,10 @@ class Composite:
     polar: Callable[[Tensor], float]
 
 
-def estimated_gap(loss: Loss, lam: float, objective: float, gradient: Tensor, polar: float) -> float:
-    """Return the relative gap to the best dual point on the ray of -gradient, if the polar is this number."""
+def estimated_gap(loss: Loss, lam: float, objective: float, residual: Tensor, polar: float) -> float:
+    """Return the relative gap to the best dual point on the ray of a residual, if its polar is this number."""
     upper = lam / polar if polar > 0.0 else math.inf
-    _, dual = loss.best_t(-gradient, upper=min(upper, 1e300))
+    _, dual = loss.best_t(residual, upper=min(upper, 1e300))
     return (objective - dual) / abs(objective) if objective else 0.0
 
 
@@ -127,7 +127,7 @@ def minimize(
             progress(best)
             curvature = min(curvature, loss.smoothness(now))  # backtracking may have gone too far
             polar = composite.polar(composite.adjoint(gradient))
-            if estimated_gap(loss, lam, objective, gradient, polar) <= GOAL * tol:
+            if estimated_gap(loss, lam, objective, -gradient, polar) <= GOAL * tol:
                 return fresh
             if stalled >= 10 or late:
                 break

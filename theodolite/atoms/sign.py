@@ -221,7 +221,7 @@ class SignMatrixAtom(Pairs, Atom):
                 break
             fresh, values = self._search(problem.matrix(R), S, seed, deadline)
             objective = problem.objective(best)
-            gap = estimated_gap(problem.loss, problem.lam, objective, -R, float(values[0]))
+            gap = estimated_gap(problem.loss, problem.lam, objective, R, float(values[0]))
             fresh = fresh[values > (1.0 + 1e-9) * problem.lam]
             fresh = fresh[((fresh @ S.T).abs() < (1.0 - 1e-9) * S.shape[1]).all(1)][:_ADDED]  # not there yet
             if gap <= GOAL * tol or (not len(fresh) and inner <= tol):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+
 import torch
 from scipy.linalg.blas import dsyrk
 from torch import Tensor
@@ -13,6 +16,14 @@ _LARGE = 1 << 26  # products from which it is worth the trouble
 def all_finite(A: Tensor) -> bool:
     """Return whether no entry is NaN or infinite, without a mask of all entries."""
     return not A.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(A))).all())
+
+
+def physical_memory() -> float:
+    """Return the bytes of memory that this machine has, or inf where it does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # not POSIX
+        return math.inf
 
 
 def gram(A: Tensor, B: Tensor | None = None) -> Tensor:

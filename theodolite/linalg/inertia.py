@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from scipy.linalg.lapack import dpotrf
 from torch import Tensor
 
 from theodolite.linalg.dense import gram
@@ -55,7 +56,11 @@ class Grams:
         """Return for which of the blocks sigma_max <= tau is proved."""
         B = -(self.H if which == list(range(len(self.H))) else self.H[which])
         B.diagonal(dim1=-2, dim2=-1).add_((tau * tau - self.margin(tau, which))[:, None])
-        return torch.linalg.cholesky_ex(B).info == 0
+        if self.n <= SMALL or B.dtype != torch.float64 or B.device.type != "cpu":
+            return torch.linalg.cholesky_ex(B).info == 0
+        # in place; the transpose is in Fortran's order, and symmetric
+        infos = [dpotrf(block.numpy().T, overwrite_a=True, clean=False)[1] for block in B]
+        return torch.tensor(infos) == 0
 
     def rayleigh(self, i: int, steps: int, tol: float) -> float:
         """Return a proved lower bound |A v| / |v|, v a top eigenvector of H_i (by Lanczos if steps > 0)."""

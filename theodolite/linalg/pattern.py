@@ -50,6 +50,7 @@ class Pattern:
 
     def __init__(self, rows: Tensor, cols: Tensor, shape: tuple[int, int], ordered: bool = False) -> None:
         self.rows, self.cols, self.shape, self.ordered = rows, cols, shape, ordered
+        self._ones: dict[torch.dtype, Tensor] = {}
 
     @cached_property
     def _sorted(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
@@ -96,8 +97,9 @@ class Pattern:
             order = self._sorted[0]
             if r < _VECTOR:  # PyTorch's loop is slow on shorter rows
                 U, V = (torch.nn.functional.pad(X, (0, _VECTOR - r)) for X in (U, V))
-            pattern = self._csr(torch.ones(size, dtype=U.dtype))
-            values = torch.sparse.sampled_addmm(pattern, U, V.T, beta=0.0).values()
+            if U.dtype not in self._ones:
+                self._ones[U.dtype] = self._csr(torch.ones(size, dtype=U.dtype))
+            values = torch.sparse.sampled_addmm(self._ones[U.dtype], U, V.T, beta=0.0).values()
         # a gathered number costs about 30 times a multiplication in a dense product
         elif n * m * (16 + r) >= 30 * size * r:
             step = max(1, _CHUNK // r)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
 
+_LEADING = 16  # directions of a second pass that is to improve the largest value only
+
 
 def orthonormal(X: Tensor) -> Tensor:
     """Return an orthonormal basis of a space that contains the columns of X."""
@@ -72,3 +74,25 @@ def leading_triplets(
     Q, B = torch.cat(left, 1), torch.cat(images, 1)
     V, s, small = torch.linalg.svd(B, full_matrices=False)
     return Q @ small.T, s, V
+
+
+def largest_singular_value(forward: Product, adjoint: Product, start: Tensor) -> float:
+    """Return an estimate, from below, of the largest singular value of an operator.
+
+    One pass as in :func:`leading_triplets`, and a second from the best directions of the first only.
+
+    Parameters
+    ----------
+    forward, adjoint : callable
+        Products with the operator, (m, b) to (n, b), and with its transpose, (n, b) to (m, b).
+    start : Tensor, shape (m, b)
+        Nearly orthogonal columns, with some of the leading right singular vectors close to their span.
+    """
+    Q = nearly_orthonormal(forward(start))
+    B = adjoint(Q)
+    leading = torch.linalg.eigh(B.T @ B).eigenvectors[:, -_LEADING:]
+    Y = forward(nearly_orthonormal(B @ leading))[:, : Q.shape[0] - Q.shape[1]]
+    for _ in range(2):  # once is not enough where Y lies almost inside
+        Y = nearly_orthonormal(Y - Q @ (Q.T @ Y))
+    B = torch.cat([B, adjoint(Y)], 1)
+    return float(torch.linalg.eigvalsh(B.T @ B)[-1].clamp(min=0.0).sqrt())
