@@ -10,11 +10,12 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 import torch
 from toy_atoms import Entry, soft_threshold
 
-from theodolite.atoms import StructuredAtom
+from theodolite.atoms import MatrixAtom, StructuredAtom
 from theodolite.core import repair
 from theodolite.core.params import count, join, select
 from theodolite.core.problem import Problem
@@ -287,3 +288,18 @@ def test_a_budget_is_kept_and_the_last_gap_is_the_best(budget):
     seconds = time.monotonic() - start
     assert seconds < 1.3 * budget + 0.5
     assert solution.certificate.gap <= min(r.gap for r in solution.history)
+
+
+def test_a_convex_descent_is_given_what_it_missed(monkeypatch):
+    # of a matrix of rank 2 the descent found the first pair only: the polar's witness must not get lost
+    rng = np.random.default_rng(0)
+    U, V = np.linalg.qr(rng.standard_normal((8, 2)))[0], np.linalg.qr(rng.standard_normal((6, 2)))[0]
+    problem = Problem(SquaredLoss((U * [9.0, 5.0]) @ V.T), MatrixAtom((8, 6)), 1.0)
+    first = torch.from_numpy(8.0 * U[:, :1].T.copy()), torch.from_numpy(V[:, :1].T.copy())
+    witness = problem.certify(first).polar.witness
+    assert repair.reweight(problem, first) is first
+    for held in (1e9, 1.0):  # one by one, and together
+        monkeypatch.setattr(repair, "_ENTRIES", held)
+        grown = repair.reweight(problem, first, witness)
+        assert len(grown[0]) == 2
+        assert problem.certify(grown, tol=1e-8).verdict == "closed"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from theodolite.core.params import Params
 from theodolite.linalg.chebyshev import WIDTH, steps_needed
 from theodolite.linalg.dense import physical_memory
-from theodolite.linalg.lanczos import UNIT_ROUNDOFF, gamma
+from theodolite.linalg.lanczos import UNIT_ROUNDOFF, gamma, lanczos, start_generator
 from theodolite.linalg.pattern import Pattern
 from theodolite.linalg.spectral import INERTIA, first_proved, sigma_max
 from theodolite.linalg.subspace import Product, leading_triplets
@@ -24,6 +26,7 @@ _FAR = 2.0  # times the target
 _CHEAP = 1024  # up to this min(n, m) one Cholesky factorization is cheaper than any other proof
 _FEW = 8  # random directions beside the starts of a first look
 _PART = 1 << 16  # entries summed together: they stay in the cache
+_LANCZOS, _LONG = 200, 200_000  # steps of a search, and the longest vectors of which so many are held
 _STEPS = 400  # at most, of a proof by a block of random vectors,
 _SPARSE = 5.0  # where a multiplication costs so many of those in a product of dense matrices
 _GRAM = 4096  # up to this it is affordable where nothing else proves enough,
@@ -63,9 +66,12 @@ def spectral_bound(
     missed = None
     if starts is not None and min(T.shape) > _CHEAP:  # what the starts attain may be all there is
         U, V, _ = triplets(T, starts, _FEW, seed, passes=2)
-        missed = None if time.monotonic() >= stop else just_enough(T, (U, V), 0.5 * delta, seed, target, stop)
-        if missed is not None and missed.high <= target:
-            return (U.T[:wanted], V.T[:wanted]), missed
+        if time.monotonic() < stop:
+            search = cache(lambda: krylov(T, wanted, seed))
+            missed = just_enough(T, (U, V), search, 0.5 * delta, seed, target, stop)
+            if missed is not None and missed.high <= target:
+                return (U.T[:wanted], V.T[:wanted]), missed
+            starts = torch.cat([search().T, starts])
     U, V, q = triplets(T, starts, wanted + 2, seed)
     pairs = U.T[:wanted], V.T[:wanted]
     if time.monotonic() >= stop:
@@ -119,6 +125,22 @@ def triplets(
     bounds = size + (size**2 - 4.0 * top * rest**2).clamp(min=0.0).sqrt()
     q = int(bounds.argmin()) + 1
     return U, V, q
+
+
+def krylov(T: Tensor, wanted: int, seed: int) -> Tensor:
+    """Return right vectors of leading singular values by many steps of Lanczos, best last.
+
+    Where singular values are close to each other only many steps tell them apart.  Shape (m, wanted) or
+    narrower; without columns where so many steps cannot be held.
+    """
+    if T.shape[1] > _LONG:
+        return torch.zeros(T.shape[1], 0, dtype=torch.float64, device=T.device)
+    forward, adjoint = (
+        lambda x, product=product: product(x[:, None])[:, 0] for product in matrix_products(T)
+    )
+    steps = min(_LANCZOS, T.shape[1])
+    run = lanczos(lambda x: adjoint(forward(x)), T.shape[1], steps=steps, generator=start_generator(seed))
+    return run.ritz_vectors(list(range(-min(wanted, len(run.ritz_values)), 0)))
 
 
 def scaled(x: Any, exponent: int) -> Any:
@@ -223,7 +245,13 @@ def attained(T: Tensor, basis: tuple[Tensor, Tensor], target: float) -> tuple[fl
 
 
 def just_enough(
-    T: Tensor, basis: tuple[Tensor, Tensor], delta: float, seed: int, target: float, stop: float
+    T: Tensor,
+    basis: tuple[Tensor, Tensor],
+    search: Callable[[], Tensor],
+    delta: float,
+    seed: int,
+    target: float,
+    stop: float,
 ) -> Value | None:
     """Return a bound of sigma_max(T) by the cheaper of two proofs of what is wanted, if either is worth it.
 
@@ -231,6 +259,8 @@ def just_enough(
     ----------
     T, basis, delta, seed, target
         As for :func:`prove`.
+    search : callable
+        :func:`krylov`, for a look at what is to be proved before much is spent on it.
     stop : float
         Value of ``time.monotonic()`` by which it should be done.
     """
@@ -248,6 +278,11 @@ def just_enough(
     if steps <= _STEPS and (not affordable or steps * 2.0 * WIDTH * entries * _SPARSE < dense):
         tol, most = aim / lower - 1.0, math.ceil(1.2 * steps) + 8
         return sigma_max(T, method="chebyshev", basis=basis, delta=delta, seed=seed, tol=tol, max_steps=most)
+    if affordable and not _affordable(T):
+        right = search()[:, -1:]
+        left = matrix_products(T)[0](right)
+        if float(left.norm()) > aim:
+            return None
     return by_inertia(T, basis, target, affordable)
 
 

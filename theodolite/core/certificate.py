@@ -107,7 +107,7 @@ def certify(
     relative = gamma(atom.depth + count(params) + 1)
     error = value_error(loss, Z, R, relative * theta * problem.row_bounds) + relative * lam * theta
     repair, empty = repair_polar(loss, Z, R, problem.row_bounds), theta == 0.0 and not bool(Z.any())
-    t = loss.smallest_t(R, objective - tol * abs(objective))
+    t = loss.smallest_t(R, objective + error - tol * abs(objective + error))
     polar = atom.polar(
         problem.matrix(R),
         target=lam - repair if empty else lam / t if t else None,

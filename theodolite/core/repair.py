@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from theodolite.core.problem import Problem
 
 _ENTRIES = 2e7  # of predictions held one by one: beyond, all present subnetworks share one weight
+_HELD = 1e8  # of the predictions of fresh subnetworks, held one by one all the same
 _NEGLIGIBLE = 1e-14  # of the sum of theta
 
 
@@ -21,18 +22,20 @@ def reweight(problem: Problem, params: Params, fresh: Params | None = None) -> P
     """Return the subnetworks, and fresh directions, with the best nonnegative weights.
 
     This is the fully corrective step of Frank-Wolfe; at its solution ``<R, Z> = lam Theta``.
-    Those of weight 0 are dropped.  With too many predictions to hold one by one, the present
-    subnetworks share one weight and only the first fresh direction enters.  Convex descents need none.
+    Those of weight 0 are dropped.  With too many predictions to hold one by one, the present share one
+    weight and only the first fresh ones enter.  Convex descents need only what they missed.
     """
     atom, loss, old = problem.atom, problem.loss, count(params)
-    if atom.convex or old + (0 if fresh is None else count(fresh)) == 0:
+    if (atom.convex and (fresh is None or not old)) or old + (0 if fresh is None else count(fresh)) == 0:
         return params
     everything = params if fresh is None else join(params, fresh)
     together = count(everything) * math.prod(loss.prediction_shape) > _ENTRIES
     if together:
-        everything = select(everything, slice(0, old + 1))
-        parts = [select(everything, slice(0, old)), select(everything, slice(old, None))]
-        F = torch.stack([problem.predictions(p).reshape(-1) for p in parts if count(p)])
+        everything = select(
+            everything, slice(0, old + max(1, int(_HELD // math.prod(loss.prediction_shape))))
+        )
+        F = atom.each(select(everything, slice(old, None)), loss.support).flatten(1)
+        F = torch.cat([problem.predictions(params).reshape(1, -1), F]) if old else F
     else:
         F = atom.each(everything, loss.support)
     index = torch.arange(count(everything), device=F.device)
