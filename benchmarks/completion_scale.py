@@ -38,14 +38,14 @@ def measure(options: Namespace) -> dict[str, Any]:
         sizes.append(json.loads(output.splitlines()[-1]))
         print(sizes[-1], flush=True)
     first, last = sizes[0], sizes[-1]
-    time, entries, rank = (math.log(last[name] / first[name]) for name in ("ours", "entries", "rank"))
+    seconds, entries, rank = (math.log(last[name] / first[name]) for name in ("ours", "entries", "rank"))
     return {
         "ours": last["ours"],
         "peer": None,
         "ratio": None,
         "error": last["error"],
-        "growth": time / entries,
-        "growth_with_rank": time / (entries + rank),
+        "growth": seconds / entries,
+        "growth_with_rank": seconds / (entries + rank),
         "sizes": sizes,
     }
 
