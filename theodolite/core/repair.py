@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from theodolite.core.problem import Problem
 
 _ENTRIES = 2e7  # of predictions held one by one: beyond, all present subnetworks share one weight
-_HELD = 1e8  # of the predictions of fresh subnetworks, held one by one all the same
 _NEGLIGIBLE = 1e-14  # of the sum of theta
 
 
@@ -31,9 +30,8 @@ def reweight(problem: Problem, params: Params, fresh: Params | None = None) -> P
     everything = params if fresh is None else join(params, fresh)
     together = count(everything) * math.prod(loss.prediction_shape) > _ENTRIES
     if together:
-        everything = select(
-            everything, slice(0, old + max(1, int(_HELD // math.prod(loss.prediction_shape))))
-        )
+        most = max(1, int(5 * _ENTRIES // math.prod(loss.prediction_shape)))
+        everything = select(everything, slice(0, old + most))
         F = atom.each(select(everything, slice(old, None)), loss.support).flatten(1)
         F = torch.cat([problem.predictions(params).reshape(1, -1), F]) if old else F
     else:
