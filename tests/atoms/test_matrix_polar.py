@@ -53,15 +53,3 @@ def test_without_time_the_bound_is_free_of_charge(sparse):
     assert value.note == "norms of Q"
     assert value.high >= sparse[1][0]
     assert value.confidence == 1.0
-
-
-def test_scaling_in_halves_and_of_sparse_matrices():
-    assert matrix_polar.scaled(1.0, -1070) == 2.0**-1070
-    assert matrix_polar.scaled(2.0**-1070, 2000) == 2.0**930
-    Q = torch.tensor([[0.0, 3.0], [-1.0, 0.0]], dtype=torch.float64)
-    for exponent in (-1050, -3, 0, 1001):
-        image = matrix_polar.scaled(Q.to_sparse().coalesce(), exponent)
-        assert image.is_coalesced()
-        assert torch.equal(image.to_dense(), matrix_polar.scaled(Q, exponent))
-    assert matrix_polar.largest(Q) == 3.0
-    assert matrix_polar.largest(-Q) == 3.0

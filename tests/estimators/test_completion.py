@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 
 import cvxpy as cp
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from interrupts import interrupt_after
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, d2_tweedie_score, r2_score
 
@@ -328,29 +328,20 @@ def test_interrupted_at_any_moment_it_returns_a_valid_certificate(options):
     best = MatrixCompletion(alpha=2.0, tol=1e-7, **options).fit(X)
     found = 0
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGVTALRM, interrupt)
-    try:
-        for part in (0.05, 0.3, 0.6, 0.9):
-            model = MatrixCompletion(alpha=2.0, tol=1e-7, **options)
-            try:
-                signal.setitimer(signal.ITIMER_VIRTUAL, part * best.history_[-1].seconds)
+    for part in (0.05, 0.3, 0.6, 0.9):
+        model = MatrixCompletion(alpha=2.0, tol=1e-7, **options)
+        try:
+            with interrupt_after(part * best.history_[-1].seconds):
                 model.fit(X)
-            except KeyboardInterrupt:
-                continue  # before there was anything to keep
-            finally:
-                signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
-            found += model.interrupted_
-            assert model.dual_bound_ <= best.objective_
-            assert model.objective_ >= best.dual_bound_
-            assert model.certify(X).objective == pytest.approx(model.objective_, rel=1e-9)
-            assert np.isfinite(model.predict([0], [0])).all()
-            resumed = MatrixCompletion(alpha=2.0, tol=1e-7, **options).fit(X, init=model)
-            assert resumed.gap_ <= 1e-7 or "max_rank" in options
-    finally:
-        signal.signal(signal.SIGVTALRM, previous)
+        except KeyboardInterrupt:
+            continue  # before there was anything to keep
+        found += model.interrupted_
+        assert model.dual_bound_ <= best.objective_
+        assert model.objective_ >= best.dual_bound_
+        assert model.certify(X).objective == pytest.approx(model.objective_, rel=1e-9)
+        assert np.isfinite(model.predict([0], [0])).all()
+        resumed = MatrixCompletion(alpha=2.0, tol=1e-7, **options).fit(X, init=model)
+        assert resumed.gap_ <= 1e-7 or "max_rank" in options
     assert found > 0
 
 

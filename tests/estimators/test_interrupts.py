@@ -1,10 +1,10 @@
 """Interrupted at any moment every estimator ends with its incumbent and a bound that holds for it."""
 
-import signal
 import time
 
 import numpy as np
 import pytest
+from interrupts import interrupt_after
 
 from theodolite.estimators import (
     LowRankFactorization,
@@ -32,30 +32,21 @@ CASES = [
 
 @pytest.mark.parametrize(("model", "X"), CASES, ids=lambda case: type(case).__name__)
 def test_interrupted_at_any_moment(model, X):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     start = time.process_time()
     whole = model.fit(X)
     seconds, best = time.process_time() - start, whole.objective_
     bound = whole.dual_bound_
     found = 0
-    previous = signal.signal(signal.SIGVTALRM, interrupt)
-    try:
-        for part in np.linspace(0.02, 0.6, 10):
-            signal.setitimer(signal.ITIMER_VIRTUAL, max(0.004, part * seconds))
-            try:
+    for part in np.linspace(0.02, 0.6, 10):
+        try:
+            with interrupt_after(max(0.004, part * seconds)):
                 model.fit(X)
-            except KeyboardInterrupt:
-                continue  # before there was anything to keep
-            finally:
-                signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
-            found += model.interrupted_
-            assert model.dual_bound_ <= model.objective_
-            assert model.dual_bound_ <= best * (1 + 1e-9)  # no bound is above what another fit attained
-            assert bound <= model.objective_ * (1 + 1e-9)
-            assert np.isfinite(model.gap_)
-            assert model.history_
-    finally:
-        signal.signal(signal.SIGVTALRM, previous)
+        except KeyboardInterrupt:
+            continue  # before there was anything to keep
+        found += model.interrupted_
+        assert model.dual_bound_ <= model.objective_
+        assert model.dual_bound_ <= best * (1 + 1e-9)  # no bound is above what another fit attained
+        assert bound <= model.objective_ * (1 + 1e-9)
+        assert np.isfinite(model.gap_)
+        assert model.history_
     assert found >= 1

@@ -24,5 +24,7 @@ def test_all_finite(bad):
     A = torch.full((3, 4), 1e308, dtype=torch.float64)
     assert dense.all_finite(A)
     assert dense.all_finite(A[:0])
+    assert dense.largest(A) == dense.largest(-A) == 1e308
+    assert dense.largest(A[:0]) == 0.0
     A[1, 2] = bad
     assert not dense.all_finite(A)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from theodolite.linalg import inertia, spectral
+from theodolite.linalg import inertia, scaled_matrix, spectral
 from theodolite.linalg.inertia import Grams
 from theodolite.linalg.spectral import batched_sigma_max, proves_at_most, sigma_max
 from theodolite.reference import spectral as reference
@@ -329,7 +329,7 @@ def test_auto_takes_the_split_only_where_it_pays(monkeypatch):
     assert sigma_max(A, basis=basis).note == sigma_max(A, method="inertia").note
     monkeypatch.setattr(spectral, "SMALL", 100)
     assert sigma_max(A, basis=basis).note == sigma_max(A, method="split", basis=basis).note
-    monkeypatch.setattr(spectral, "_LARGE", 100)
+    monkeypatch.setattr(scaled_matrix, "GRAM_SIDE", 100)
     assert sigma_max(A).note == sigma_max(A, method="random").note
 
 

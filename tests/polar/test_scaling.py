@@ -46,6 +46,14 @@ def test_lengths_and_ends() -> None:
     assert scaled_back(Value.bound(1.0, 1.5), 2000).high == math.inf
 
 
+def test_powers_of_two_of_sparse_matrices() -> None:
+    Q = torch.tensor([[0.0, 3.0], [-1.0, 0.0]], dtype=torch.float64)
+    for exponent in (-1050, -3, 0, 1001):
+        image = power(Q.to_sparse().coalesce(), exponent)
+        assert image.is_coalesced()
+        assert torch.equal(image.to_dense(), power(Q, exponent))
+
+
 @pytest.mark.parametrize("outputs", [1, 2])
 @pytest.mark.parametrize(
     ("of_inputs", "of_weights"), [(-540, 0), (0, -540), (-270, -270), (500, 500), (900, -900)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from theodolite.linalg.dense import all_finite
+from theodolite.linalg.dense import all_finite, largest
 from theodolite.linalg.lanczos import gamma
+from theodolite.polar.scaling import power
 
 
 def as_inputs(X: Any, *, bias: bool = False, columns: int | None = None) -> Tensor:
@@ -53,14 +55,34 @@ def check_outputs(n_outputs: int) -> int:
     return int(n_outputs)
 
 
-def check_dual(Q: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return Q dense, on the CPU, float64, or refuse one of another shape or with entries that are not finite."""
+def check_direction(Q: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return Q in float64, coalesced if it is sparse, and its entries, or refuse it as :func:`check_dual`."""
     if tuple(Q.shape) != shape:
         raise ValueError(f"Q: expected shape {shape}, got {tuple(Q.shape)}")
-    Q = (Q.to_dense() if Q.is_sparse else Q).detach().to("cpu", torch.float64)
-    if not bool(torch.isfinite(Q).all()):
-        raise ValueError("Q: expected finite numbers, got some that are NaN or infinite")
-    return Q
+    Q = (Q.coalesce() if Q.is_sparse else Q).detach().double()
+    entries = Q.values() if Q.is_sparse else Q
+    if not all_finite(entries):
+        raise ValueError(f"Q: expected finite entries, got {entries[~torch.isfinite(entries)][0].item()}")
+    return Q, entries
+
+
+def moderate(Q: Tensor, shape: tuple[int, int]) -> tuple[Tensor, int | None]:
+    """Return 2^-e Q, whose largest entry is in [1/2, 1), and e (None for zero), or refuse Q.
+
+    Exact, except for entries below 2^-1074 of the largest.
+    """
+    Q, entries = check_direction(Q, shape)
+    top = largest(entries)
+    if top == 0.0:
+        return Q, None
+    exponent = math.frexp(top)[1]
+    return power(Q, -exponent), exponent
+
+
+def check_dual(Q: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return Q dense, on the CPU, float64, or refuse one of another shape or with entries that are not finite."""
+    Q, _ = check_direction(Q, shape)
+    return (Q.to_dense() if Q.is_sparse else Q).to("cpu")
 
 
 def random_directions(r: int, width: int, generator: torch.Generator) -> Tensor:

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from theodolite.atoms.inputs import moderate
 from theodolite.atoms.matrix_descent import descend
 from theodolite.atoms.matrix_norms import DUAL, ORDERS, Groups, Weight, norms
 from theodolite.atoms.matrix_polar import (
     free_bound,
     heavy_column,
-    largest,
     matrix_products,
-    scaled,
     spectral_bound,
 )
 from theodolite.atoms.pairs import Pairs
 from theodolite.core.atom import Atom
 from theodolite.core.params import Params, count, select
-from theodolite.linalg.dense import all_finite
 from theodolite.linalg.lanczos import PAD, UP, gamma
+from theodolite.linalg.scaled_matrix import ldexp_rounded
 from theodolite.losses.base import Support
+from theodolite.polar.scaling import scaled_back
 from theodolite.value import Value
 
 if TYPE_CHECKING:
@@ -182,18 +182,11 @@ class MatrixAtom(Pairs, Atom):
         relative error gamma; enlarged by the rounding of :math:`Q'` and by 1/(1 - defect) for
         weights that are matrices.  Lower end: the witness, re-evaluated with its rounding taken off.
         """
-        if tuple(Q.shape) != self.shape:
-            raise ValueError(f"Q: expected shape {self.shape}, got {tuple(Q.shape)}")
         stop = math.inf if budget is None else time.monotonic() + budget
-        Q = (Q.coalesce() if Q.is_sparse else Q).detach().double()
-        entries = Q.values() if Q.is_sparse else Q
-        if not all_finite(entries):
-            raise ValueError(f"Q: expected finite entries, got {entries[~torch.isfinite(entries)][0].item()}")
-        if not bool(entries.any()):
+        Q, exponent = moderate(Q, self.shape)
+        if exponent is None:
             return Value.bound(0.0, 0.0, witness=self.init(1, seed), note="Q is zero")
-        exponent = math.frexp(largest(entries))[1]
-        Q = scaled(Q, -exponent)  # exact: no square of an entry overflows, or underflows where it matters
-        target = None if target is None else scaled(target, -exponent)
+        target = None if target is None else ldexp_rounded(target, -exponent, -1)
         T, error = self._transformed(Q)
         upper, confidence, candidates, note = math.inf, 1.0, None, "largest dual norm of a column or row"
         if self.spectral:
@@ -211,9 +204,8 @@ class MatrixAtom(Pairs, Atom):
         scale = 1.0 / ((1.0 - self.left.defect) * (1.0 - self.right.defect))
         upper = (upper + error) * (scale * UP if scale > 1.0 or error > 0.0 else 1.0)
         witness, lower = self._attained(Q, candidates, target)
-        upper = math.nextafter(scaled(upper, exponent), math.inf)
-        lower = min(math.nextafter(scaled(lower, exponent), 0.0), upper)
-        return Value.bound(lower, upper, confidence=confidence, witness=witness, note=note)
+        found = Value.bound(min(lower, upper), upper, confidence=confidence, witness=witness, note=note)
+        return scaled_back(found, exponent)
 
     def _transformed(self, Q: Tensor) -> tuple[Tensor, float]:
         """Return M_u^T Q M_v as computed, and a bound of its rounding error in the polar."""

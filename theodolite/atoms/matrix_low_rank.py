@@ -20,6 +20,7 @@ from torch import Tensor
 from theodolite.atoms.matrix_polish import Factored, polish
 from theodolite.atoms.proximal import EVERY, estimated_gap, initial_curvature, inside
 from theodolite.core.params import Params
+from theodolite.linalg.scaled_matrix import GRAM_SIDE
 from theodolite.linalg.subspace import (
     Product,
     largest_singular_value,
@@ -37,16 +38,14 @@ if TYPE_CHECKING:
 # a narrow subspace turns slowly, while a wide product costs hardly more than a narrow one
 _BUFFER = 20
 _LANES = 16  # and up to a multiple of this, for which products are the fastest
-_EARLY, _FIRST = (
-    6,
-    16,
-)  # steps that keep only so many pairs, and as many directions beyond: most will not last
+# the first steps keep only so many pairs, and as many directions beyond: most will not last
+_EARLY, _FIRST = 6, 16
 _LOOSE = 1.05  # times the curvature allowed, before a step is taken again
 _DECAY = 0.9  # of the curvature from step to step, down to what was met last
 _SETTLED, _CLOSE = 5, 2e-4  # steps of one rank, and gap, from which on Newton's method is tried
 # of the tolerance: what is estimated here must still hold when it is proved, with one more margin where the
 # proof rests on singular vectors that are as inaccurate as the iterate
-_GOAL, _GOAL_LARGE, _LARGE = 0.6, 0.3, 4096
+_GOAL, _GOAL_LARGE = 0.6, 0.3
 _STAGE = 3  # steps with one threshold above lam
 _COARSE = 20_000  # entries of a support from which float32 saves time
 _NOTED = 2.0  # seconds after which an iterate is handed over unseen
@@ -78,7 +77,7 @@ class LowRank:
         sizes = float(self.loss.gradient(self.loss.zeros()).abs().max()), problem.lam
         self.single = all(1e-15 < size < 1e15 for size in sizes)  # no product or square leaves float32
         self.coarse = self.single and self.support is not None and self.support.size >= _COARSE
-        self.goal = _GOAL if min(atom.shape) <= _LARGE else _GOAL_LARGE
+        self.goal = _GOAL if min(atom.shape) <= GRAM_SIDE else _GOAL_LARGE
         squared = isinstance(getattr(self.loss, "entries", self.loss), SquaredLoss)
         self.quadratic = self.loss.scale if squared else 0.0  # the curvature where it is constant
         self.intercept = self.loss.gradient(self.loss.zeros()) if squared else None

@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from theodolite.core.params import Params
 from theodolite.linalg.chebyshev import WIDTH, steps_needed
-from theodolite.linalg.dense import physical_memory
-from theodolite.linalg.lanczos import UNIT_ROUNDOFF, gamma, lanczos, start_generator
+from theodolite.linalg.dense import largest, physical_memory
+from theodolite.linalg.lanczos import UNIT_ROUNDOFF, gamma, lanczos
 from theodolite.linalg.pattern import Pattern
+from theodolite.linalg.scaled_matrix import GRAM_SIDE
 from theodolite.linalg.spectral import INERTIA, first_proved, sigma_max
 from theodolite.linalg.subspace import Product, leading_triplets
 from theodolite.value import Value
@@ -29,10 +29,8 @@ _PART = 1 << 16  # entries summed together: they stay in the cache
 _LANCZOS, _LONG = 200, 200_000  # steps of a search, and the longest vectors of which so many are held
 _STEPS = 400  # at most, of a proof by a block of random vectors,
 _SPARSE = 5.0  # where a multiplication costs so many of those in a product of dense matrices
-_GRAM = 4096  # up to this it is affordable where nothing else proves enough,
-_GRAM_AT_LAST = (
-    12_000  # and up to this where it is all but sure to prove it, given the time and half the memory
-)
+# the side of a Gram matrix that is factored where it is all but sure to prove enough, given time and memory
+_GRAM_AT_LAST = 12_000
 _RATE = 1e10  # multiplications in dense products a second, at least
 _DENSE = 4e6  # with a sparse matrix of at most so many entries made dense for a search,
 _DENSE_AT_LAST = 1.7e7  # and so many for a proof
@@ -66,9 +64,10 @@ def spectral_bound(
     missed = None
     if starts is not None and min(T.shape) > _CHEAP:  # what the starts attain may be all there is
         U, V, _ = triplets(T, starts, _FEW, seed, passes=2)
-        if time.monotonic() < stop:
-            search = cache(lambda: krylov(T, wanted, seed))
-            missed = just_enough(T, (U, V), search, 0.5 * delta, seed, target, stop)
+        goal = attained(T, (U, V), target)
+        if goal[0] > 0.0 and goal[1] < math.inf and time.monotonic() < stop:
+            search = cache(lambda: krylov(T, wanted, seed, stop))
+            missed = just_enough(T, (U, V), goal, search, 0.5 * delta, seed, stop)
             if missed is not None and missed.high <= target:
                 return (U.T[:wanted], V.T[:wanted]), missed
             starts = torch.cat([search().T, starts])
@@ -127,45 +126,32 @@ def triplets(
     return U, V, q
 
 
-def krylov(T: Tensor, wanted: int, seed: int) -> Tensor:
+def krylov(T: Tensor, wanted: int, seed: int, stop: float) -> Tensor:
     """Return right vectors of leading singular values by many steps of Lanczos, best last.
 
     Where singular values are close to each other only many steps tell them apart.  Shape (m, wanted) or
     narrower; without columns where so many steps cannot be held.
+
+    Parameters
+    ----------
+    T, wanted, seed, stop
+        As for :func:`spectral_bound`.  The start is not one of those that a proof draws, whose subspaces
+        may depend on what is found here.
     """
     if T.shape[1] > _LONG:
         return torch.zeros(T.shape[1], 0, dtype=torch.float64, device=T.device)
     forward, adjoint = (
         lambda x, product=product: product(x[:, None])[:, 0] for product in matrix_products(T)
     )
-    steps = min(_LANCZOS, T.shape[1])
-    run = lanczos(lambda x: adjoint(forward(x)), T.shape[1], steps=steps, generator=start_generator(seed))
+    run = lanczos(
+        lambda x: adjoint(forward(x)),
+        T.shape[1],
+        steps=_LANCZOS,
+        device=T.device,
+        start=torch.randn(T.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed)),
+        callback=None if stop == math.inf else lambda *_: time.monotonic() >= stop,
+    )
     return run.ritz_vectors(list(range(-min(wanted, len(run.ritz_values)), 0)))
-
-
-def scaled(x: Any, exponent: int) -> Any:
-    """Return x 2^exponent; in halves where 2^exponent itself may overflow.
-
-    Parameters
-    ----------
-    x : float or Tensor
-        Of sparse ones, those that are coalesced.
-    exponent : int
-    """
-    if isinstance(x, Tensor) and x.is_sparse:
-        values = scaled(x.values(), exponent)
-        return torch.sparse_coo_tensor(
-            x.indices(), values, x.shape, check_invariants=False, is_coalesced=True
-        )
-    if abs(exponent) <= 1000:
-        return x * 2.0**exponent
-    return x * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
-
-
-def largest(entries: Tensor) -> float:
-    """Return the largest absolute value, without a copy."""
-    low, high = torch.aminmax(entries)
-    return max(-float(low), float(high))
 
 
 def matrix_products(T: Tensor) -> tuple[Product, Product]:
@@ -213,27 +199,6 @@ def _dense(T: Tensor) -> Tensor:
     return T.to_dense() if T.is_sparse else T
 
 
-def by_inertia(T: Tensor, basis: tuple[Tensor, Tensor], target: float, affordable: bool) -> Value | None:
-    """Return a bound of sigma_max(T) proved by one Cholesky factorization or a few, where that is worth it.
-
-    Beyond a certain size Krylov spaces are cheaper, but they leave about half a percent open.
-
-    Parameters
-    ----------
-    T, basis, target
-        As for :func:`prove`.
-    affordable : bool
-        Whether there is time and memory for it.
-    """
-    least, (lower, aim) = min(T.shape), attained(T, basis, target)
-    if not (affordable and lower > 0.0 and (least <= _CHEAP or aim < 1.005 * lower)):
-        return None
-    excess = 4.0 * least**2 * UNIT_ROUNDOFF  # about what rounding takes
-    taus = [lower * (1.0 + excess * 16.0**k) for k in range(8)] if least <= _CHEAP else []
-    tau = first_proved(_dense(T), sorted([*taus, aim] if aim < math.inf else taus))
-    return Value.bound(0.0, tau, note=INERTIA) if tau < math.inf else None
-
-
 def attained(T: Tensor, basis: tuple[Tensor, Tensor], target: float) -> tuple[float, float]:
     """Return what the first pair of a basis attains, and the bound to aim at from there (inf for none).
 
@@ -244,50 +209,69 @@ def attained(T: Tensor, basis: tuple[Tensor, Tensor], target: float) -> tuple[fl
     return lower, lower + 0.97 * (target - lower) if lower < target else math.inf
 
 
+def by_inertia(T: Tensor, goal: tuple[float, float]) -> Value | None:
+    """Return a bound of sigma_max(T) proved by one Cholesky factorization or a few, where that is worth it.
+
+    Beyond a certain size Krylov spaces are cheaper, but they leave about half a percent open.
+
+    Parameters
+    ----------
+    T : Tensor, shape (n, m)
+        Dense or sparse COO.
+    goal : tuple of float
+        What :func:`attained` returns.
+    """
+    least, (lower, aim) = min(T.shape), goal
+    if lower == 0.0 or (least > _CHEAP and aim >= 1.005 * lower):
+        return None
+    excess = 4.0 * least**2 * UNIT_ROUNDOFF  # about what rounding takes
+    taus = [lower * (1.0 + excess * 16.0**k) for k in range(8)] if least <= _CHEAP else []
+    tau = first_proved(_dense(T), sorted([*taus, aim] if aim < math.inf else taus))
+    return Value.bound(0.0, tau, note=INERTIA) if tau < math.inf else None
+
+
 def just_enough(
     T: Tensor,
     basis: tuple[Tensor, Tensor],
+    goal: tuple[float, float],
     search: Callable[[], Tensor],
     delta: float,
     seed: int,
-    target: float,
     stop: float,
 ) -> Value | None:
     """Return a bound of sigma_max(T) by the cheaper of two proofs of what is wanted, if either is worth it.
 
     Parameters
     ----------
-    T, basis, delta, seed, target
+    T, basis, delta, seed
         As for :func:`prove`.
+    goal : tuple of float
+        What :func:`attained` returns, 0 < lower < aim < inf.
     search : callable
         :func:`krylov`, for a look at what is to be proved before much is spent on it.
     stop : float
         Value of ``time.monotonic()`` by which it should be done.
     """
-    (m, n), (lower, aim) = sorted(T.shape, reverse=True), attained(T, basis, target)
-    if not 0.0 < lower < aim < math.inf:
-        return None
+    (m, n), (lower, aim) = sorted(T.shape, reverse=True), goal
     steps = steps_needed(n, aim / lower, delta)
     entries = T.values().numel() if T.is_sparse else T.numel()
-    dense = 0.5 * m * n**2 + n**3 / 6.0
-    affordable = _affordable(T) or (
+    cholesky = 0.5 * m * n**2 + n**3 / 6.0
+    usual = _affordable(T)
+    possible = usual or (
         n <= _GRAM_AT_LAST
-        and dense <= _RATE * (stop - time.monotonic())
+        and cholesky <= _RATE * (stop - time.monotonic())
         and 16.0 * n * (m + n) <= 0.5 * physical_memory()
     )
-    if steps <= _STEPS and (not affordable or steps * 2.0 * WIDTH * entries * _SPARSE < dense):
+    if steps <= _STEPS and (not possible or steps * 2.0 * WIDTH * entries * _SPARSE < cholesky):
         tol, most = aim / lower - 1.0, math.ceil(1.2 * steps) + 8
         return sigma_max(T, method="chebyshev", basis=basis, delta=delta, seed=seed, tol=tol, max_steps=most)
-    if affordable and not _affordable(T):
-        right = search()[:, -1:]
-        left = matrix_products(T)[0](right)
-        if float(left.norm()) > aim:
-            return None
-    return by_inertia(T, basis, target, affordable)
+    if not possible or (not usual and float(matrix_products(T)[0](search()[:, -1:]).norm()) > aim):
+        return None
+    return by_inertia(T, goal)
 
 
 def _affordable(T: Tensor) -> bool:
-    return min(T.shape) <= _GRAM and T.numel() <= _DENSE_AT_LAST
+    return min(T.shape) <= GRAM_SIDE and T.numel() <= _DENSE_AT_LAST
 
 
 def prove(T: Tensor, basis: tuple[Tensor, Tensor], delta: float, seed: int, target: float) -> Value:
@@ -304,7 +288,7 @@ def prove(T: Tensor, basis: tuple[Tensor, Tensor], delta: float, seed: int, targ
     target : float
         What is enough; inf for as close a bound as can be had.
     """
-    proved = by_inertia(T, basis, target, _affordable(T))
+    proved = by_inertia(T, attained(T, basis, target)) if _affordable(T) else None
     if proved is not None:
         return proved
     proved = sigma_max(T, method="split", basis=basis, delta=0.5 * delta, seed=seed)

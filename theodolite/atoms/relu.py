@@ -27,7 +27,7 @@ from theodolite.atoms.relu_polish import fresh_units, polish
 from theodolite.core.atom import Atom
 from theodolite.core.params import Params, count, join
 from theodolite.linalg.lanczos import gamma
-from theodolite.linalg.spectral import ldexp_rounded
+from theodolite.linalg.scaled_matrix import ldexp_rounded
 from theodolite.losses.base import Support
 from theodolite.polar.arrangement import TooManyPatterns, arrangement_polar, patterns
 from theodolite.polar.ascent import relu_ascent, relu_values

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from theodolite.atoms.inputs import same_directions
+from theodolite.atoms.inputs import check_direction, same_directions
 from theodolite.atoms.matrix_norms import DUAL, Groups, norms
 from theodolite.atoms.pairs import Pairs
 from theodolite.atoms.proximal import GOAL, Composite, estimated_gap, minimize
@@ -155,12 +155,7 @@ class SignMatrixAtom(Pairs, Atom):
         Those of :func:`theodolite.polar.signs.sign_maximum`.  Each witness is (x / ||x||, s), x = Qs or its
         signs; where a target is given, only those above it.
         """
-        if tuple(Q.shape) != self.shape:
-            raise ValueError(f"Q: expected shape {self.shape}, got {tuple(Q.shape)}")
-        Q = (Q.coalesce() if Q.is_sparse else Q).detach().to("cpu", torch.float64)
-        entries = Q.values() if Q.is_sparse else Q
-        if not bool(torch.isfinite(entries).all()):
-            raise ValueError(f"Q: expected finite entries, got {entries[~torch.isfinite(entries)][0].item()}")
+        Q = check_direction(Q, self.shape)[0].to("cpu")
         Q = Q if self.side == 1 else Q.T.coalesce() if Q.is_sparse else Q.T
         free = self.norms[1 - self.side]
         value = sign_maximum(

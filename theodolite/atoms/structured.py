@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from theodolite.atoms.matrix_polar import scaled
+from theodolite.atoms.inputs import moderate
 from theodolite.atoms.structured_descent import descend
 from theodolite.atoms.structured_polar import ascend, best_pairs, dropped_terms, positive_part, starts
 from theodolite.atoms.structured_relaxation import Relaxation
 from theodolite.core.atom import Atom
 from theodolite.core.params import Params, count, select
 from theodolite.linalg.pattern import Pattern
+from theodolite.linalg.scaled_matrix import ldexp_rounded
 from theodolite.linalg.spectral import sigma_max
 from theodolite.losses.base import Support
 from theodolite.polar.factor_norm import FactorNorm
+from theodolite.polar.scaling import scaled_back
 from theodolite.polar.splitting import best_split, lifted_split
 from theodolite.value import Value
 
@@ -195,24 +197,17 @@ class StructuredAtom(Atom):
         least of the bounds that drop terms, of the best splitting found and, where one norm is a multiple of
         the Euclidean norm, of the lifted one; each is evaluated with its rounding added.
         """
-        if tuple(Q.shape) != self.shape:
-            raise ValueError(f"Q: expected shape {self.shape}, got {tuple(Q.shape)}")
-        Q = (Q.coalesce() if Q.is_sparse else Q).detach().double()
-        entries = Q.values() if Q.is_sparse else Q
-        if not bool(torch.isfinite(entries).all()):
-            raise ValueError(f"Q: expected finite entries, got {entries[~torch.isfinite(entries)][0].item()}")
-        if not bool(entries.any()):
+        Q, exponent = moderate(Q, self.shape)
+        if exponent is None:
             return Value.bound(0.0, 0.0, witness=self.init(1, seed), note="Q is zero")
-        exponent = math.frexp(float(entries.abs().max()))[1]
-        Q = scaled(Q, -exponent)  # exact: no square of an entry overflows, or underflows where it matters
-        target = None if target is None else scaled(target, -exponent)
+        target = None if target is None else ldexp_rounded(target, -exponent, -1)
         witness, low = self._search(Q, budget, starts, seed)
         upper, confidence, note = self._upper(Q, float(low[0]), target, budget, seed, delta)
         kept = (low > (0.0 if target is None else target)).nonzero()[:_WITNESSES, 0]
         witness = select(witness, kept if len(kept) else slice(0, 1))
-        upper = math.nextafter(scaled(upper, exponent), math.inf)
-        lower = min(math.nextafter(scaled(float(low[0]), exponent), 0.0), upper)
-        return Value.bound(max(lower, 0.0), upper, confidence=confidence, witness=witness, note=note)
+        lower = min(max(float(low[0]), 0.0), upper)
+        found = Value.bound(lower, upper, confidence=confidence, witness=witness, note=note)
+        return scaled_back(found, exponent)
 
     def _search(
         self, Q: Tensor, budget: float | None, given: Params | None, seed: int

@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theodolite.atoms.inputs import same_directions, unit
-from theodolite.atoms.matrix_polar import free_bound, scaled
+from theodolite.atoms.inputs import moderate, same_directions, unit
+from theodolite.atoms.matrix_polar import free_bound
 from theodolite.atoms.tensor_contractions import Dense, Entries, Sparse, gathered, middle, products, search
 from theodolite.atoms.tensor_polar import Memory, entries_of, upper_bound
 from theodolite.core.atom import Atom
 from theodolite.core.descend import descend
 from theodolite.core.params import Params, count, select
 from theodolite.linalg.lanczos import UP, gamma
+from theodolite.linalg.scaled_matrix import ldexp_rounded
 from theodolite.losses.base import Support
 from theodolite.losses.inputs import integers
-from theodolite.polar.scaling import power, scaled_back
+from theodolite.polar.scaling import scaled_back
 from theodolite.value import Value
 
 if TYPE_CHECKING:
@@ -248,24 +249,16 @@ class TensorAtom(Atom):
         Upper end: see :func:`theodolite.atoms.tensor_polar.upper_bound`.  Lower end: the inner product
         with the witness over the product of its norms, their rounding errors taken off.
         """
-        if tuple(Q.shape) != self.shape:
-            raise ValueError(f"Q: expected shape {self.shape}, got {tuple(Q.shape)}")
         deadline = math.inf if budget is None else time.monotonic() + budget
-        Q = (Q.coalesce() if Q.is_sparse else Q).detach().double()
-        entries = Q.values() if Q.is_sparse else Q
-        if not bool(torch.isfinite(entries).all()):
-            raise ValueError(f"Q: expected finite entries, got {entries[~torch.isfinite(entries)][0].item()}")
-        if not bool(entries.any()):
+        Q, exponent = moderate(Q, self.shape)
+        if exponent is None:
             return Value.bound(0.0, 0.0, witness=self.init(1, seed), note="Q is zero")
-        # exact: no square of an entry overflows, or underflows where it matters
-        exponent = math.frexp(float(entries.abs().max()))[1]
-        Q = _scaled(Q, -exponent)
         tensor = entries_of(Q, self.dims)
         quick = budget == 0.0
         witness, lower = self._attained(tensor, starts, seed, deadline, quick)
         upper, confidence, note = free_bound(Q), 1.0, "norms of Q"
         if not quick:
-            aim = None if target is None else scaled(target, -exponent)
+            aim = None if target is None else ldexp_rounded(target, -exponent, -1)
             upper, confidence, note = upper_bound(
                 tensor,
                 witness,
@@ -299,16 +292,9 @@ class TensorAtom(Atom):
     def _worthwhile(self, found: Value, tensor: Dense | Sparse, target: float | None, exponent: int) -> Value:
         """Return the bound with those witnesses only that exceed the target."""
         witness = found.witness
-        limit = 0.0 if target is None else scaled(target, -exponent)
+        limit = 0.0 if target is None else ldexp_rounded(target, -exponent, -1)
         kept = tensor.inner(witness) > limit
         kept[0] = True
         return Value.bound(
             found.low, found.high, confidence=found.confidence, witness=select(witness, kept), note=found.note
         )
-
-
-def _scaled(Q: Tensor, exponent: int) -> Tensor:
-    if not Q.is_sparse:
-        return power(Q, exponent)
-    values = power(Q.values(), exponent)
-    return torch.sparse_coo_tensor(Q.indices(), values, Q.shape, check_invariants=False, is_coalesced=True)

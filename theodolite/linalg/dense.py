@@ -15,7 +15,12 @@ _LARGE = 1 << 26  # products from which it is worth the trouble
 
 def all_finite(A: Tensor) -> bool:
     """Return whether no entry is NaN or infinite, without a mask of all entries."""
-    return not A.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(A))).all())
+    return math.isfinite(largest(A))
+
+
+def largest(A: Tensor) -> float:
+    """Return the largest absolute value, NaN if there is one, 0 without entries; without a copy."""
+    return max(abs(float(x)) for x in torch.aminmax(A)) if A.numel() else 0.0
 
 
 def physical_memory() -> float:

@@ -17,14 +17,11 @@ summed in any order, with or without fused multiply-add, but not by Strassen-lik
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from theodolite.linalg import chebyshev
@@ -39,12 +36,11 @@ from theodolite.linalg.lanczos import (
     spend,
     start_generator,
 )
-from theodolite.linalg.pattern import csr_product
+from theodolite.linalg.scaled_matrix import ScaledMatrix, exponent_of, ldexp_rounded, read, scale
 from theodolite.value import Value
 
 __all__ = ["FailureLedger", "batched_sigma_max", "first_proved", "proves_at_most", "sigma_max", "spend"]
 
-_LARGE, _FLOPS, _ENTRIES = 4096, 4e11, 2.5e8  # beyond these a Gram matrix is not affordable
 INERTIA = "upper end: Cholesky of tau^2 I - A'A completed, rounding enclosed (Rump 2006)"
 _NOTES = {
     "inertia": INERTIA,
@@ -121,7 +117,7 @@ def sigma_max(
         raise ValueError(f"basis: expected a pair of tensors for method {method!r}, got None")
     generator = start_generator(seed)
     search: dict[str, Any] = {"steps": max_steps, "delta": delta, "generator": generator, "tol": tol}
-    matrix = _read(A, product_error, generator)
+    matrix = read(A, product_error, generator)
     if matrix.ceiling == 0.0:
         return Value.bound(0.0, 0.0, note="the matrix is zero or has no entries")
     if method == "auto":
@@ -187,7 +183,7 @@ def first_proved(A: Any, taus: Iterable[float]) -> float:
     ValueError
         As :func:`proves_at_most`.
     """
-    matrix = _read(A, None, start_generator(0))
+    matrix = read(A, None, start_generator(0))
     grams = None
     for tau in taus:
         if not tau >= 0.0:
@@ -239,153 +235,25 @@ def batched_sigma_max(
         raise ValueError(f"mats: expected a tensor of shape (b, m, n), got {got}")
     mats = mats.detach().resolve_conj()
     parts = torch.view_as_real(mats) if mats.is_complex() else mats
-    exponent = _exponent("mats", parts)
+    exponent = exponent_of("mats", parts)
     if not parts.any():
         return 0.0, 0.0
     m, n = mats.shape[1:]
     lower = upper = 0.5  # at least half the largest entry
     for chunk in mats.split(max(1, chunk_bytes // (16 * (m * n + 3 * min(m, n) ** 2)))):
         exact = chunk.to("cpu", torch.complex128 if mats.is_complex() else torch.float64)
-        lower, tau = inertia(_tall(_scale(exact, -exponent)), tol, max_steps, lower)
+        lower, tau = inertia(_tall(scale(exact, -exponent)), tol, max_steps, lower)
         upper = max(upper, tau)
     return ldexp_rounded(lower, exponent, -1), ldexp_rounded(upper, exponent, 1)
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """An input times 2^-exponent, its products, and what is known about it for free."""
-
-    shape: tuple[int, ...]
-    forward: Callable[[Tensor], Tensor]
-    adjoint: Callable[[Tensor], Tensor]
-    exponent: int = 0
-    relative: float = 0.0  # |fl(A x) - A x| <= relative * sigma_max * |x|; the same for A'
-    ceiling: float = math.inf  # min(Frobenius, sqrt(norm_1 norm_inf)), a bound of the norm of |A| too
-    dense: Callable[[], Tensor] | None = None
-    assumption: str = ""
-
-    @property
-    def affordable(self) -> bool:
-        m, n = max(self.shape), min(self.shape)
-        return self.dense is not None and n <= _LARGE and 2.0 * m * n * n <= _FLOPS and m * n <= _ENTRIES
-
-
-def _exponent(name: str, A: Tensor) -> int:
-    """Return e with max |A_ij| in [2^(e-1), 2^e), after checking that all entries are finite."""
-    low, high = (float(x) for x in A.aminmax()) if A.numel() else (0.0, 0.0)
-    if not math.isfinite(low + high) and not torch.isfinite(A).all():
-        where = (~torch.isfinite(A)).nonzero()[0].tolist()
-        raise ValueError(f"{name}: expected finite entries, got {A[tuple(where)].item()} at index {where}")
-    return math.frexp(max(-low, high))[1]
-
-
-def _scale(A: Tensor, exponent: int) -> Tensor:
-    # Exact, but for entries that vanish beside the largest; in halves where 2^exponent might overflow.
-    if abs(exponent) > 1000:
-        return A * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
-    return A * 2.0**exponent if exponent else A
-
-
-def ldexp_rounded(x: float, exponent: int, toward: int) -> float:
-    """Return x 2^exponent, rounded up (toward = 1) or down (-1) where it is not exact."""
-    try:
-        y = math.ldexp(x, exponent)
-    except OverflowError:
-        return math.inf if toward > 0 else math.nextafter(math.inf, 0.0)
-    return max(0.0, math.nextafter(y, math.inf * toward)) if x > 0.0 and y < 2.0**-1021 else y
 
 
 def _tall(A: Tensor) -> Tensor:
     return A if A.shape[-2] >= A.shape[-1] else A.mH
 
 
-def _read(A: Any, product_error: float | None, generator: torch.Generator) -> _Matrix:
-    """Check the input, scale it so that its largest entry is in [1/2, 1), and measure it."""
-    if isinstance(A, Tensor) and A.layout != torch.strided and not A.is_complex():
-        coo = A.detach().to("cpu").to_sparse_coo().coalesce()
-        A = sp.csr_array((coo.values().double().numpy(), tuple(coo.indices().numpy())), shape=tuple(A.shape))
-    matrix = isinstance(A, Tensor | np.ndarray) or sp.issparse(A)
-    shape = tuple(getattr(A, "shape", ()))
-    if len(shape) != 2 or not (matrix or (hasattr(A, "matvec") and hasattr(A, "rmatvec"))):
-        raise ValueError(f"A: expected a matrix or an operator, got {type(A).__name__} of shape {shape}")
-    real = not A.is_complex() if isinstance(A, Tensor) else not matrix or A.dtype.kind in "buif"
-    if not real or (matrix and A.dtype.itemsize > 8):
-        raise ValueError(f"A: expected real entries of at most 64 bits, got {A.dtype}")
-    if 0 in shape:
-        return _Matrix(shape, torch.clone, torch.clone, ceiling=0.0)
-    if not matrix:
-        return _operator(A, shape, product_error, generator)
-    if product_error is not None:
-        raise ValueError("product_error: expected None for a matrix, whose own rounding is bounded here")
-    if sp.issparse(A):
-        csr = sp.csr_array(A, dtype=np.float64, copy=True)
-        csr.sum_duplicates()
-        exponent = _exponent("A", torch.from_numpy(csr.data))
-        csr.data = _scale(torch.from_numpy(csr.data), -exponent).numpy()
-        csc = sp.csr_array(csr.T)  # so that both products run over contiguous rows
-        terms = int(max(np.diff(csr.indptr).max(), np.diff(csc.indptr).max()))
-        norms = [_row_norms(side, p) for p in (1, 2) for side in (csc, csr)]
-        measures = _measure(shape, terms, norms)
-        products = csr_product(csr), csr_product(csc)
-        return _Matrix(shape, *products, exponent, *measures, lambda: torch.from_numpy(csr.toarray()))
-    dense = (
-        A.detach().to("cpu", torch.float64) if isinstance(A, Tensor) else torch.from_numpy(np.array(A, float))
-    )
-    exponent = _exponent("A", dense)
-    dense = _scale(dense, -exponent)
-    norms = [torch.linalg.vector_norm(dense, p, dim=i) for p in (1, 2) for i in (0, 1)]
-    measures = _measure(shape, max(shape), norms)
-    return _Matrix(shape, lambda x: dense @ x, lambda y: dense.T @ y, exponent, *measures, lambda: dense)
-
-
-def _row_norms(csr: sp.csr_array, p: int) -> Tensor:
-    """Return the 1- or 2-norms of the rows."""
-    sizes = np.abs(csr.data) if p == 1 else np.square(csr.data)
-    sums = sp.csr_array((sizes, csr.indices, csr.indptr), shape=csr.shape) @ np.ones(csr.shape[1])
-    return torch.from_numpy(sums if p == 1 else np.sqrt(sums))
-
-
-def _measure(shape: tuple[int, ...], terms: int, norms: list[Tensor]) -> tuple[float, float]:
-    """Return (relative product error, free upper bound) from 1- and 2-norms of the columns and rows."""
-    up = 1.0 + 2.0 * gamma(sum(shape) + 8)
-    frobenius, column, row = float(norms[2].norm()), float(norms[2].max()), float(norms[3].max())
-    ceiling = up * min(frobenius, math.sqrt(float(norms[0].max() * norms[1].max())))
-    floor = max(column, row, frobenius / math.sqrt(min(shape))) / up
-    return gamma(terms + 2) * ceiling / floor if floor > 0.0 else 0.0, ceiling
-
-
-def _operator(A: Any, shape: tuple[int, ...], error: float | None, generator: torch.Generator) -> _Matrix:
-    exponent, roundoffs = 0, [2.0 * UNIT_ROUNDOFF]
-
-    def apply(name: str, x: Tensor) -> Tensor:
-        if x.ndim == 2:
-            return torch.stack([apply(name, column) for column in x.T], 1)
-        y = (
-            torch.as_tensor(getattr(A, name)(x.numpy() if isinstance(A, LinearOperator) else x))
-            .detach()
-            .cpu()
-        )
-        if y.is_complex() or y.shape != (shape[name == "rmatvec"],) or not y.isfinite().all():
-            raise ValueError(
-                f"A.{name}: expected a finite real vector, got {y.dtype} of shape {tuple(y.shape)}"
-            )
-        roundoffs.append(torch.finfo(y.dtype).eps if y.is_floating_point() else 0.0)
-        return _scale(y.double(), -exponent)
-
-    x, y = (torch.randn(k, dtype=torch.float64, generator=generator) for k in (shape[1], shape[0]))
-    exponent = math.frexp(float(apply("matvec", x).abs().max()))[1]
-    Ax, Aty = apply("matvec", x), apply("rmatvec", y)
-    relative = 500.0 * max(roundoffs) if error is None else error
-    terms = float(Ax.norm() * y.norm() + Aty.norm() * x.norm())
-    if abs(float(Ax @ y - Aty @ x)) > (4.0 * relative + 1e-8) * terms:
-        raise ValueError("A.rmatvec: expected the adjoint of A.matvec, got products that disagree")
-    forward, adjoint = (lambda v, name=name: apply(name, v) for name in ("matvec", "rmatvec"))
-    assumption = f", if products are accurate to {relative:.1g} sigma_max"
-    ceiling = math.inf if terms > 0.0 else 0.0
-    return _Matrix(shape, forward, adjoint, exponent, relative, ceiling, assumption=assumption)
-
-
-def _random(matrix: _Matrix, floor: float = 0.0, enough: float = 0.0, **search: Any) -> tuple[float, float]:
+def _random(
+    matrix: ScaledMatrix, floor: float = 0.0, enough: float = 0.0, **search: Any
+) -> tuple[float, float]:
     sides = matrix.forward, matrix.adjoint
     forward, adjoint = sides if matrix.shape[0] >= matrix.shape[1] else sides[::-1]
     error = 2.0 * matrix.relative + matrix.relative**2
@@ -394,18 +262,18 @@ def _random(matrix: _Matrix, floor: float = 0.0, enough: float = 0.0, **search: 
     return math.sqrt(low) / UP, math.sqrt(high) * UP
 
 
-def _orthonormal(matrix: _Matrix, basis: tuple[Tensor, Tensor]) -> list[Tensor]:
+def _orthonormal(matrix: ScaledMatrix, basis: tuple[Tensor, Tensor]) -> list[Tensor]:
     """Return orthonormal bases of the same subspaces, in float64."""
     bases = []
     for name, rows, B in zip("UV", matrix.shape, basis, strict=True):
         if B.ndim != 2 or B.shape[0] != rows or B.shape[1] < 1:
             raise ValueError(f"basis: expected {name} of shape ({rows}, r), got {tuple(B.shape)}")
         B = B.detach().to("cpu", torch.float64)
-        bases.append(torch.linalg.qr(_scale(B, -_exponent("basis", B))).Q)
+        bases.append(torch.linalg.qr(scale(B, -exponent_of("basis", B))).Q)
     return bases
 
 
-def _chebyshev(matrix: _Matrix, basis: tuple[Tensor, Tensor], **search: Any) -> tuple[float, float]:
+def _chebyshev(matrix: ScaledMatrix, basis: tuple[Tensor, Tensor], **search: Any) -> tuple[float, float]:
     u, v = (B[:, :1] for B in _orthonormal(matrix, basis))
     found = float((u * matrix.forward(v)).sum().abs())
     # |u|, |v| and the product are as exact as their rounding; the largest entry is at least 1/2
@@ -425,7 +293,7 @@ def _chebyshev(matrix: _Matrix, basis: tuple[Tensor, Tensor], **search: Any) -> 
     return low, high
 
 
-def _split(matrix: _Matrix, basis: tuple[Tensor, Tensor], **search: Any) -> tuple[float, float]:
+def _split(matrix: ScaledMatrix, basis: tuple[Tensor, Tensor], **search: Any) -> tuple[float, float]:
     """Bound A by the 2 x 2 matrix M of the norms of its blocks in and outside the bases U, V.
 
     Let e bound |U'U - I| and |V'V - I| after a QR factorization.  The nearest orthonormal bases are
@@ -449,7 +317,7 @@ def _split(matrix: _Matrix, basis: tuple[Tensor, Tensor], **search: Any) -> tupl
     # (2 relative + 7 g |U|_F) |A|, err relatively by |A| / |D| <= (a + b + c) / floor + 1 times that.
     floor = 0.25 * max(a, b, c)
     ratio = (a + b + c) / floor + 1.0 if floor > 0.0 else 1.0
-    rest = _Matrix(
+    rest = ScaledMatrix(
         matrix.shape,
         lambda x: project(U, matrix.forward(project(V, x))),
         lambda y: project(V, matrix.adjoint(project(U, y))),

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from theodolite.linalg.dense import largest
 from theodolite.losses.concave import maximize_concave
 from theodolite.losses.inputs import first, integers
 
@@ -52,12 +53,11 @@ def accurate_sum(matrix: Tensor, *others: Tensor, of: Callable[..., Tensor] | No
     parts: list[float] = []
     for blocks in zip(*(x.split(_BLOCK) for x in (matrix, *others)), strict=True) if len(matrix) else ():
         block = rows(*blocks)
-        low, top = torch.aminmax(block)
-        largest = max(-float(low), float(top))
-        if not largest < 1e290:  # what is split off might overflow
+        top = largest(block)
+        if not top < 1e290:  # what is split off might overflow
             return _plain_sum(rows(matrix, *others))
         # a power of two above twice the sum of the sizes in the block
-        unit = math.ldexp(1.0, math.frexp(largest)[1] + _BLOCK.bit_length())
+        unit = math.ldexp(1.0, math.frexp(top)[1] + _BLOCK.bit_length())
         high = (block + unit).sub_(unit)
         parts += [float(high.sum()), float((block - high).sum())]
     return math.fsum(parts)

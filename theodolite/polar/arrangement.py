@@ -25,7 +25,7 @@ from scipy.optimize import lsq_linear, minimize, nnls
 from torch import Tensor
 
 from theodolite.linalg.lanczos import PAD, UP, gamma
-from theodolite.linalg.spectral import ldexp_rounded
+from theodolite.linalg.scaled_matrix import ldexp_rounded
 from theodolite.polar.ascent import distinct, relu_ascent, relu_values, rounding_margin, unit_rows
 from theodolite.polar.cells import PARALLEL, TooManyPatterns, pattern_bound, patterns
 from theodolite.polar.scaling import balanced, scaled_back

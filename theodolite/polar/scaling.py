@@ -12,14 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theodolite.linalg.spectral import ldexp_rounded
+from theodolite.linalg.scaled_matrix import ldexp_rounded
 from theodolite.value import Value
 
 __all__ = ["balanced", "lengths", "power", "scaled_back"]
 
 
 def power(x: Tensor, exponent: Tensor | int) -> Tensor:
-    """Return x 2^exponent, exact but for overflow and underflow, on the device of x."""
+    """Return x 2^exponent, exact but for overflow and underflow, on the device of x.
+
+    Of a sparse matrix, which is to be coalesced, with one exponent for all its entries.
+    """
+    if x.is_sparse:
+        values = power(x.values(), exponent)
+        return torch.sparse_coo_tensor(
+            x.indices(), values, x.shape, check_invariants=False, is_coalesced=True
+        )
     exponents = torch.as_tensor(exponent).cpu().numpy()
     if not exponents.any():
         return x.detach()

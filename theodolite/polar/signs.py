@@ -26,7 +26,8 @@ from torch import Tensor
 
 from theodolite.linalg.lanczos import PAD, UP, gamma
 from theodolite.linalg.pattern import Pattern
-from theodolite.linalg.spectral import ldexp_rounded, sigma_max
+from theodolite.linalg.scaled_matrix import ldexp_rounded
+from theodolite.linalg.spectral import sigma_max
 from theodolite.linalg.subspace import Product, leading_triplets
 from theodolite.optim.lbfgs import minimize
 from theodolite.polar.scaling import power, scaled_back
