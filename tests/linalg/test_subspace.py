@@ -47,7 +47,9 @@ def test_dependent_columns_still_get_an_orthonormal_basis() -> None:
     assert torch.allclose(basis.T @ basis, torch.eye(3).double(), atol=1e-12)
 
 
-@pytest.mark.parametrize(("n", "m", "b"), [(300, 200, 20), (40, 300, 20), (30, 25, 25), (200, 100, 3)])
+@pytest.mark.parametrize(
+    ("n", "m", "b"), [(300, 200, 20), (40, 300, 20), (30, 25, 25), (20, 300, 20), (200, 100, 3)]
+)
 def test_the_largest_value_alone(n: int, m: int, b: int) -> None:
     generator = torch.Generator().manual_seed(n)
     A = torch.randn(n, m, dtype=torch.float64, generator=generator)

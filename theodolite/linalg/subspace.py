@@ -91,8 +91,10 @@ def largest_singular_value(forward: Product, adjoint: Product, start: Tensor) ->
     Q = nearly_orthonormal(forward(start))
     B = adjoint(Q)
     leading = torch.linalg.eigh(B.T @ B).eigenvectors[:, -_LEADING:]
-    Y = forward(nearly_orthonormal(B @ leading))[:, : Q.shape[0] - Q.shape[1]]
-    for _ in range(2):  # once is not enough where Y lies almost inside
-        Y = nearly_orthonormal(Y - Q @ (Q.T @ Y))
-    B = torch.cat([B, adjoint(Y)], 1)
+    room = Q.shape[0] - Q.shape[1]  # none where Q spans the whole space
+    if room:
+        Y = forward(nearly_orthonormal(B @ leading))[:, :room]
+        for _ in range(2):  # once is not enough where Y lies almost inside
+            Y = nearly_orthonormal(Y - Q @ (Q.T @ Y))
+        B = torch.cat([B, adjoint(Y)], 1)
     return float(torch.linalg.eigvalsh(B.T @ B)[-1].clamp(min=0.0).sqrt())
