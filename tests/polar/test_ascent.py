@@ -28,6 +28,29 @@ def test_values_and_their_margin() -> None:
     assert relu_values(X, Q, W[:0]).shape == (0,)
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_cells_are_blocks_of_columns(many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if many:  # a sample of the rows first
+        monkeypatch.setattr(ascent, "_MANY", 20)
+        monkeypatch.setattr(ascent, "_SAMPLE", 15)
+    X, Q = data(40, 3, 2, 1)
+    X[7] = 0.0
+    cells = torch.tensor([0] * 10 + [2] * 5 + [5] * 25)
+    blocks = Q.new_zeros(40, 6, 2)
+    blocks[torch.arange(40), cells] = Q
+    blocks = blocks.flatten(1)
+    W = torch.nn.functional.normalize(data(30, 3, 1, 2)[0])
+    expected = relu_values(X, blocks, W)
+    values = relu_values(X, Q, W, cells)
+    assert bool(((values - expected).abs() <= rounding_margin(X, Q, cells)).all())
+    starts = W[:2]
+    found, best = relu_ascent(X, Q, starts, cells=cells, seed=3)
+    assert bool((best[:-1] >= best[1:]).all())
+    assert float(best[0]) >= float(relu_values(X, Q, starts, cells).max())
+    torch.testing.assert_close(relu_values(X, blocks, found), best)
+    assert float(best[0]) == pytest.approx(float(relu_ascent(X, blocks, starts, seed=3)[1][0]), rel=1e-6)
+
+
 @pytest.mark.parametrize("K", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_finds_the_maximum_in_the_plane_and_in_space(K: int, seed: int) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import cvxpy as cp
 import pytest
 import torch
 from torch import Tensor
 
-from theodolite.polar import relaxation
+from theodolite.polar import relaxation, shor
 from theodolite.polar.ascent import relu_ascent
-from theodolite.polar.harmonic import gegenbauer, harmonic_coefficients, harmonic_moments, kernel_error
 from theodolite.polar.relaxation import harmonic_bound, relaxation_bound, shor_bound
-from theodolite.reference.arrangements import harmonic_kernel
+from theodolite.polar.rows import same_direction
 
 X4 = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
 Q4 = torch.tensor([[1.0], [-1.0], [2.0]], dtype=torch.float64)
@@ -71,17 +68,76 @@ def case(seed: int) -> tuple[Tensor, Tensor]:
     return X, Q
 
 
-def test_dominate_ascent_in_500_random_cases() -> None:
+def blocks(Q: Tensor, cells: Tensor) -> Tensor:
+    """Return Q with a block of columns for each cell."""
+    dense = torch.zeros(len(Q), int(cells.max()) + 1, Q.shape[1]).double()
+    dense[torch.arange(len(Q)), cells] = Q
+    return dense.flatten(1)
+
+
+def test_dominate_ascent_in_60_random_cases() -> None:
     tight = 0
-    for seed in range(500):
+    for seed in range(60):
         X, Q = case(seed)
-        best = float(relu_ascent(X, Q, n_starts=24, seed=seed, max_steps=25)[1].max())
-        shor = shor_bound(X, Q).upper
-        harmonic = harmonic_bound(X, Q, degree=1 + seed % 9, envelope=seed % 2 == 0).upper
+        generator = torch.Generator().manual_seed(seed)
+        cells = torch.randint(1 + seed // 6 % 4, (len(X),), generator=generator)
+        best = float(relu_ascent(X, blocks(Q, cells), n_starts=24, seed=seed, max_steps=25)[1].max())
+        shor = shor_bound(X, Q, cells).upper
+        degree, envelope = 1 + seed % 9, seed % 2 == 0
+        harmonic = harmonic_bound(X, Q, degree, cells=cells, envelope=envelope, joint=seed % 3 > 0).upper
         assert best <= shor * (1 + 1e-15), seed
         assert best <= harmonic * (1 + 1e-15), seed
         tight += min(shor, harmonic) < 1.5 * best
-    assert tight > 100  # the bounds are not idle
+    assert tight > 12  # the bounds are not idle
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cells_are_a_block_of_columns_each(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.randn(80, 4, generator=generator).double()
+    Q = torch.randn(80, 2, generator=generator).double()
+    cells = 10 * torch.randint(3, (80,), generator=generator)  # any numbers
+    dense = blocks(Q, cells)
+    shor = shor_bound(X, Q, cells, merge=False).upper
+    assert shor == pytest.approx(shor_bound(X, dense, merge=False).upper, rel=1e-3)
+    whole = harmonic_bound(X, Q, 6, cells=cells).upper
+    assert whole <= harmonic_bound(X, dense, 6).upper * (1 + 1e-3)
+    least = relaxation_bound(X, Q, cells, degree=6)
+    assert least.upper <= min(shor, whole) * (1 + 1e-6)
+    order = torch.randperm(80, generator=generator)
+    again = relaxation_bound(X[order], Q[order], cells[order] - 7, degree=6)
+    assert again.upper == pytest.approx(least.upper, rel=1e-3)
+    monkeypatch.setattr(relaxation, "_COLUMNS", 1)  # too many cells: one bound for each
+    apart = harmonic_bound(X, Q, 6, cells=cells).upper
+    parts = [harmonic_bound(X[cells == c], Q[cells == c], 6).upper for c in (0, 10, 20)]
+    assert apart == pytest.approx(sum(x * x for x in parts) ** 0.5, rel=1e-9)
+    monkeypatch.setattr("theodolite.polar.shor._SIDE", 1)
+    assert shor_bound(X, Q, cells).note.startswith("upper end: sum of")
+
+
+def test_crude_bound_adds_cells_in_squares() -> None:
+    X, Q = torch.ones(4, 1).double(), torch.ones(4, 1).double()
+    cells = torch.arange(4)
+    assert relaxation_bound(X, Q, cells, budget=0.0).upper == pytest.approx(2.0, rel=1e-12)
+    assert relaxation_bound(X, Q, cells).upper == pytest.approx(2.0, rel=1e-9)
+    with pytest.raises(ValueError, match="cells: expected 4 integers"):
+        relaxation_bound(X, Q, cells[:3])
+    with pytest.raises(ValueError, match="cells: expected 4 integers"):
+        relaxation_bound(X, Q, cells.double())
+
+
+def test_one_row_is_exact_and_awkward_scales_cancel() -> None:
+    """F = |Q| |x| for one row; rows of scales 1e-150 to 1e150 whose products are moderate."""
+    x, q = torch.tensor([[3.0, 4.0]]).double(), torch.tensor([[2.0]]).double()
+    for bound in (relaxation_bound, shor_bound, harmonic_bound):
+        assert bound(x, q).upper >= 10.0 * (1 - 1e-15)
+    assert relaxation_bound(x, q).upper == pytest.approx(10.0, rel=1e-9)
+    generator = torch.Generator().manual_seed(0)
+    X, Q = torch.randn(30, 3, generator=generator).double(), torch.randn(30, 2, generator=generator).double()
+    scale = 10.0 ** torch.randint(-150, 151, (30, 1), generator=generator).double()
+    for bound in (shor_bound, harmonic_bound):
+        plain = bound(X, Q).upper
+        assert bound(X * scale, Q / scale).upper == pytest.approx(plain, rel=1e-3)
 
 
 def test_least_of_all_and_its_note() -> None:
@@ -121,34 +177,6 @@ def test_bounds_scale_and_do_not_depend_on_splitting_rows() -> None:
         assert cancelled <= 1e-12 * whole
 
 
-@pytest.mark.parametrize("d", [2, 3, 7, 64])
-def test_gegenbauer_polynomials_within_their_proved_error(d: int) -> None:
-    directions = torch.randn(40, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64)
-    directions = torch.nn.functional.normalize(directions, dim=1)
-    values = gegenbauer((directions @ directions.T).clamp(-1, 1), d, 30)
-    for degree in (0, 1, 2, 5, 12, 30):
-        reference = harmonic_kernel(directions, degree, d)
-        allowed = kernel_error(d, degree) + 1e-11  # the reference's own error
-        assert float((values[degree] - reference).abs().max()) <= allowed
-
-
-def test_features_and_tiles_agree() -> None:
-    """Degrees up to 2 by explicit features, degree 3 by kernels in tiles; more rows than one tile."""
-    generator = torch.Generator().manual_seed(0)
-    X = torch.randn(1100, 5, generator=generator, dtype=torch.float64)
-    Q = torch.randn(1100, 3, generator=generator, dtype=torch.float64)
-    features, tiles = harmonic_moments(X, Q, 2), harmonic_moments(X, Q, 3)
-    for a, b in zip(features[:2], tiles[:2], strict=True):
-        assert a == pytest.approx(b[:3], rel=1e-9)
-    assert len(tiles[0]) == 4
-    unit = torch.nn.functional.normalize(X, dim=1)
-    weights = Q * X.norm(dim=1, keepdim=True)
-    for degree in range(4):
-        M = weights.T @ harmonic_kernel(unit, degree, 5) @ weights
-        truth = math.sqrt(float(torch.linalg.eigvalsh(M)[-1]))
-        assert truth <= tiles[0][degree] <= truth * (1 + 1e-6)
-
-
 def test_a_time_limit_lowers_the_degree() -> None:
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(3000, 4, generator=generator, dtype=torch.float64)
@@ -158,14 +186,6 @@ def test_a_time_limit_lowers_the_degree() -> None:
     assert float(relu_ascent(X, Q, n_starts=8, max_steps=10)[1].max()) <= value.upper
 
 
-def test_coefficients_are_proved_between_grid_points() -> None:
-    """With a huge S and no cost of coefficients the value is S times a uniform error of degree 8."""
-    for d in (2, 3, 10):
-        error = harmonic_coefficients([0.0] * 9, [1.0] * 9, 1.0, d, envelope=False)
-        # best uniform approximation of |t| / 2 in degree 8: Bernstein's 0.2802 / n / 2 is 0.0175
-        assert 0.0170 < error < 0.0180
-
-
 def test_rows_that_cancel_leave_nothing_but_rounding() -> None:
     X = torch.tensor([[1.0, 2.0], [2.0, 4.0], [0.5, 1.0]], dtype=torch.float64)
     Q = torch.tensor([[2.0], [-1.0], [0.0]], dtype=torch.float64)
@@ -173,19 +193,21 @@ def test_rows_that_cancel_leave_nothing_but_rounding() -> None:
         assert 0.0 <= bound(X, Q).high < 1e-12
 
 
-def test_large_data_within_a_budget(monkeypatch):
+def test_large_data_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every shortcut that little time calls for leaves a bound; more time never loosens it much."""
-    monkeypatch.setattr(relaxation, "_MANY", 200)
-    monkeypatch.setattr(relaxation, "_SAMPLE", 100)
-    monkeypatch.setattr(relaxation, "_CHEAP", 0)
     g = torch.Generator().manual_seed(0)
     X = torch.randn(600, 6, dtype=torch.float64, generator=g)
     Q = torch.randn(600, 3, dtype=torch.float64, generator=g) / X.norm(dim=1, keepdim=True)
     attained = float(relu_ascent(X, Q, n_starts=8, max_steps=30)[1].max())
     whole = relaxation_bound(X, Q).upper
+    for module in (relaxation, shor):
+        monkeypatch.setattr(module, "_CHEAP", 0)
+    monkeypatch.setattr(shor, "seconds_of_gram", lambda *parts: 0.1)
+    monkeypatch.setattr(relaxation, "seconds_of_squares", lambda rows: 0.1)
+    monkeypatch.setattr(shor, "_MANY", 200)
+    monkeypatch.setattr(shor, "_SAMPLE", 100)
     seen = {}
     for seconds in (0.0, 0.01, 1.0, 30.0):
-        monkeypatch.setattr(relaxation, "_seconds_of_gram", lambda *parts: 0.1)
         found = relaxation_bound(X, Q, budget=seconds)
         assert attained <= found.upper
         seen[seconds] = found
@@ -196,16 +218,26 @@ def test_large_data_within_a_budget(monkeypatch):
     assert seen[1.0].upper < seen[0.0].upper
     assert shor_bound(X, Q, budget=0.01).note.startswith("upper end: sum of")
     assert attained <= shor_bound(X, Q, budget=1.0).upper <= seen[0.0].upper
+    thorough, many = shor_bound(X, Q, budget=60.0).upper, torch.arange(600) % 7
+    monkeypatch.undo()
+    assert thorough == pytest.approx(shor_bound(X, Q).upper, rel=0.01)
+    split = shor_bound(X, Q, many).upper
+    for module, name, value in ((shor, "_CHEAP", 0), (shor, "_MANY", 200), (shor, "_SAMPLE", 100)):
+        monkeypatch.setattr(module, name, value)
+    assert shor_bound(X, Q, many).upper == pytest.approx(split, rel=0.02)  # sampled, in float32
 
 
-def test_rows_of_one_direction_are_found_among_many():
+def test_rows_of_one_direction_are_found_among_many() -> None:
     g = torch.Generator().manual_seed(0)
     X = torch.randn(300, 5, dtype=torch.float64, generator=g)
     order = torch.randperm(900, generator=g)
     many = torch.cat([X, 2.0 * X, -X])[order]
-    groups = relaxation._same_direction(many, many.norm(dim=1))
+    cells = torch.zeros(900, dtype=torch.int64)
+    groups = same_direction(many, many.norm(dim=1), cells)
     assert int(groups.max()) + 1 == len(groups.unique()) == 600
     which = torch.empty_like(groups)
     which[order] = groups
     assert torch.equal(which[:300], which[300:600])
     assert not set(which[:300].tolist()) & set(which[600:].tolist())
+    cells[order >= 300] = 1  # the copies are in another cell
+    assert len(same_direction(many, many.norm(dim=1), cells).unique()) == 900

@@ -1,11 +1,13 @@
 r"""Search for good directions: what it finds is a lower end, never a certificate.
 
 :func:`relu_ascent` maximizes :math:`F(w)=\|Q^T\mathrm{relu}(Xw)\|_2` over unit vectors,
-:func:`ascend` any differentiable function of stacked parameters.
+:func:`ascend` any differentiable function of stacked parameters.  With cells of rows, as of pooled patches,
+:math:`F(w)^2=\sum_c\|Q_c^T\mathrm{relu}(X_cw)\|_2^2`: columns of Q that are zero outside a cell need not be held.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -15,7 +17,16 @@ from torch import Tensor
 
 from theodolite.linalg.lanczos import gamma
 
-__all__ = ["ascend", "distinct", "relu_ascent", "relu_values", "rounding_margin", "unit_rows"]
+__all__ = [
+    "ascend",
+    "climb",
+    "distinct",
+    "relu_ascent",
+    "relu_values",
+    "rounding_margin",
+    "segments",
+    "unit_rows",
+]
 
 Params = tuple[Tensor, ...]
 _CHUNK = 1 << 23  # numbers in a temporary tensor
@@ -27,23 +38,49 @@ def unit_rows(W: Tensor) -> Tensor:
     return W / torch.linalg.vector_norm(W, dim=1, keepdim=True).clamp(min=1e-300)
 
 
-def relu_values(X: Tensor, Q: Tensor, W: Tensor) -> Tensor:
+def relu_values(X: Tensor, Q: Tensor, W: Tensor, cells: Tensor | None = None) -> Tensor:
     """Return F(w) = |Q' relu(X w)| for each row of W, shape (m,), as computed in float64.
 
-    For unit rows it is within :func:`rounding_margin` of the exact value.
+    ``cells``, nondecreasing, says to which cell each row belongs.  For unit rows F is within
+    :func:`rounding_margin` of the exact value.
     """
     step = max(1, _CHUNK // max(1, len(X)))
-    parts = [torch.linalg.vector_norm((V @ X.T).relu_() @ Q, dim=1) for V in W.split(step)]
-    return torch.cat(parts) if parts else W.new_zeros(0)
+    parts = segments(cells, len(X))
+    values = [torch.linalg.vector_norm(_outputs((V @ X.T).relu_(), Q, parts), dim=1) for V in W.split(step)]
+    return torch.cat(values) if values else W.new_zeros(0)
 
 
-def rounding_margin(X: Tensor, Q: Tensor) -> float:
-    """Return a bound of the rounding error of F(w) at unit w: gamma_k sum |Q_i| |x_i|, k = n + d + K + 16.
+def segments(cells: Tensor | None, n: int) -> list[slice]:
+    """Return which of n rows each cell has, for nondecreasing cells; None is a single cell."""
+    if cells is None or not n:
+        return [slice(0, n)]
+    ends = [0, *cells.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
 
-    Inner products of d terms, sums of n and a norm of K; another 16 for |w| = 1 up to rounding.
+
+def _outputs(hidden: Tensor, Q: Tensor, parts: list[slice]) -> Tensor:
+    """Return the sums of hidden_i Q_i over each cell, shape (m, cells K), from hidden units (m, n)."""
+    if len(parts) == 1:
+        return hidden @ Q
+    return torch.cat([hidden[:, part] @ Q[part] for part in parts], 1)
+
+
+def _slopes(u: Tensor, Q: Tensor, parts: list[slice]) -> Tensor:
+    """Return Q_i . u_c for each row i, of cell c, shape (m, n): the adjoint of :func:`_outputs`."""
+    if len(parts) == 1:
+        return u @ Q.T
+    return torch.cat([v @ Q[part].T for v, part in zip(u.split(Q.shape[1], 1), parts, strict=True)], 1)
+
+
+def rounding_margin(X: Tensor, Q: Tensor, cells: Tensor | None = None) -> float:
+    """Return a bound of the rounding error of F(w) at unit w: 2 gamma_k sum |Q_i| |x_i|, k = n + d + CK + 16.
+
+    Inner products of d terms, sums of n and a norm of K for each of C cells; another 16 for |w| = 1 up to
+    rounding.
     """
+    columns = Q.shape[1] * len(segments(cells, len(X)))
     S = float((torch.linalg.vector_norm(Q, dim=1) * torch.linalg.vector_norm(X, dim=1)).sum())
-    return 2.0 * gamma(len(X) + X.shape[1] + Q.shape[1] + 16) * S
+    return 2.0 * gamma(len(X) + X.shape[1] + columns + 16) * S
 
 
 def relu_ascent(
@@ -51,6 +88,7 @@ def relu_ascent(
     Q: Tensor,
     starts: Tensor | None = None,
     *,
+    cells: Tensor | None = None,
     n_starts: int = 32,
     seed: int = 0,
     budget: float | None = None,
@@ -74,6 +112,8 @@ def relu_ascent(
         Float64.
     starts : Tensor, shape (m, d), optional
         Further starts; zero rows are left out.
+    cells : Tensor of int64, shape (n,), optional
+        The cell of each row, nondecreasing; one cell by default.
     n_starts : int
         Random starts: half of them Gaussian, half rows of X with either sign.
     seed : int
@@ -94,44 +134,65 @@ def relu_ascent(
     """
     deadline = math.inf if budget is None else time.monotonic() + budget
     W = _starting_points(X, starts, n_starts, seed)
-    norms = torch.linalg.vector_norm(X, dim=1)
-    X, Q, norms = X[norms > 0.0], Q[norms > 0.0], norms[norms > 0.0]
+    used = torch.linalg.vector_norm(X, dim=1) > 0.0
+    X, Q, cells = X[used], Q[used], None if cells is None else cells[used]
     if not len(W) or not len(X):
         return W, W.new_zeros(len(W))
     if len(X) <= _MANY:
-        values, best = _climb(X, Q, norms, W, relu_values(X, Q, W), deadline, max_steps, tol)
+        best, values = climb(X, Q, W, cells=cells, deadline=deadline, max_steps=max_steps, tol=tol)
     else:
         now = time.monotonic()
-        chosen = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))[:_SAMPLE]
-        some = X[chosen], Q[chosen]
-        before = relu_values(*some, W)
+        chosen = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))[:_SAMPLE].sort().values
+        some, their_cells = (X[chosen], Q[chosen]), None if cells is None else cells[chosen]
+        before = relu_values(*some, W, their_cells)
         soon = now + 0.25 * (deadline - now)
-        after, tried = _climb(*some, norms[chosen], W, before, soon, max_steps, tol)
-        # a sample misleads: the best starts themselves stay in the field
-        field = torch.cat(
-            [A[v.argsort(descending=True)[: 2 * _FINALISTS]] for v, A in ((after, tried), (before, W))]
-        )
-        values = relu_values(X, Q, field)
-        top = values.argsort(descending=True, stable=True)[:_FINALISTS]
-        values, best = _climb(X, Q, norms, field[top], values[top], deadline, max_steps, tol)
+        tried, after = climb(*some, W, cells=their_cells, deadline=soon, max_steps=max_steps, tol=tol)
+        # a sample misleads: the best starts themselves stay in the field, and so do those of the caller
+        fields = [A[v.argsort(descending=True)[: 2 * _FINALISTS]] for v, A in ((after, tried), (before, W))]
+        field = torch.cat([*fields, W[: len(W) - n_starts]])
+        top = relu_values(X, Q, field, cells).argsort(descending=True, stable=True)[:_FINALISTS]
+        best, values = climb(X, Q, field[top], cells=cells, deadline=deadline, max_steps=max_steps, tol=tol)
     order = values.argsort(descending=True, stable=True)
     return best[order], values[order]
 
 
-def _climb(
+def climb(
     X: Tensor,
     Q: Tensor,
-    norms: Tensor,
     W: Tensor,
-    values: Tensor,
-    deadline: float,
-    max_steps: int,
-    tol: float,
+    *,
+    cells: Tensor | None = None,
+    deadline: float = math.inf,
+    max_steps: int = 100,
+    tol: float = 1e-10,
+    reach: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
-    """Ascend from unit rows W with known values; return the values and the rows, in the same order."""
-    values, best = values.clone(), W.clone()
-    step = torch.full((len(W), 1), 0.5, dtype=W.dtype)
-    width = torch.full((len(W), 1), 0.3, dtype=W.dtype)
+    """Ascend F on all rows from each unit row of W, as :func:`relu_ascent` does.
+
+    Parameters
+    ----------
+    X : Tensor, shape (n, d)
+        Float64, no row zero.
+    Q : Tensor, shape (n, K)
+    W : Tensor, shape (m, d)
+    cells : Tensor of int64, shape (n,), optional
+    deadline : float
+        Value of ``time.monotonic()`` at which to stop.
+    max_steps, tol : int, float
+        As in :func:`relu_ascent`.
+    reach : float
+        First step, less where the starts are near a maximum.
+
+    Returns
+    -------
+    W : Tensor, shape (m, d)
+        In the order of the starts.
+    values : Tensor, shape (m,)
+    """
+    norms = torch.linalg.vector_norm(X, dim=1)
+    values, best, parts = relu_values(X, Q, W, cells), W.clone(), segments(cells, len(X))
+    step = torch.full((len(W), 1), reach, dtype=W.dtype)
+    width = torch.full((len(W), 1), 0.6 * reach, dtype=W.dtype)
     alive = torch.arange(len(W))
     marked = values.clone()
     for k in range(max_steps):
@@ -139,14 +200,15 @@ def _climb(
             break
         w = best[alive]
         T = w @ X.T
-        u = unit_rows(T.relu() @ Q) if Q.shape[1] > 1 else torch.sign(T.relu() @ Q)
-        slopes = u @ Q.T
+        u = _outputs(T.relu(), Q, parts)
+        u = unit_rows(u) if u.shape[1] > 1 else torch.sign(u)
+        slopes = _slopes(u, Q, parts)
         power = unit_rows((slopes * (T > 0.0)) @ X)
         soft = (slopes * (0.5 + T / (2.0 * width[alive] * norms)).clamp_(0.0, 1.0)) @ X
         tangent = soft - (soft * w).sum(1, keepdim=True) * w
         tangent = unit_rows(tangent)
         along = unit_rows(w + step[alive] * tangent)
-        tried = torch.stack([relu_values(X, Q, power), relu_values(X, Q, along)])
+        tried = torch.stack([relu_values(X, Q, power, cells), relu_values(X, Q, along, cells)])
         top, which = tried.max(0)
         moved = top > values[alive]
         chosen = torch.where((which == 0)[:, None], power, along)
@@ -160,7 +222,7 @@ def _climb(
             going |= width[alive, 0] > 1e-6
             marked[alive] = values[alive]
             alive = alive[going]
-    return values, best
+    return best, values
 
 
 def _starting_points(X: Tensor, starts: Tensor | None, n_starts: int, seed: int) -> Tensor:
