@@ -1,6 +1,6 @@
 """Function-preserving changes leave alone what is declared invariant and move what is declared sensitive.
 
-Ten networks, three kinds of change, seven draws of each: 210 changed networks.  Every theorem
+Eleven networks, three kinds of change, seven draws of each: 231 changed networks.  Every theorem
 that declares a kind invariant is evaluated on every one of them; one that declares it sensitive,
 on the first draw for each network.
 """
@@ -22,7 +22,7 @@ from theodolite.theorems.base import Finding, Theorem, evaluate
 from theodolite.theorems.subject import Subject
 
 DRAWS = 7
-NETWORKS = range(10)
+NETWORKS = range(11)
 # what is declared neither: some networks' values stay and some others' move ...
 DEPENDS = {
     ("SPA001", "dead units"),
@@ -30,8 +30,11 @@ DEPENDS = {
 }
 # ... or a random draw meets the units in another order, which small networks need not show
 RANDOM = {
+    ("DRO001", "permutation"): "below nonlinear layers masks are drawn for the units in their order",
+    ("DRO001", "dead units"): "below nonlinear layers masks are drawn for the units in their order",
     ("OPT005", "permutation"): "Lanczos starts from a random vector",
     ("OPT006", "permutation"): "the polar's search starts from random units beside the network's own",
+    ("OPT007", "permutation"): "the search in a zero subnetwork's place starts from random weights",
     ("LAN001", "permutation"): "Lanczos starts from a random vector",
     ("SPA001", "permutation"): "of a large layer's filters a random part is compared",
 }
@@ -39,7 +42,7 @@ RANDOM = {
 
 @functools.cache
 def network(index: int) -> nn.Module:
-    """One of ten networks: depth two to four, with and without biases, dense and convolutional."""
+    """One of eleven networks: depth two to four, with and without biases, dense and convolutional, one with dropout."""
     makers = [
         lambda: builders.mlp(64, 12, 10),
         lambda: builders.mlp(64, 12, 10, bias=True, seed=1),
@@ -51,6 +54,7 @@ def network(index: int) -> nn.Module:
         lambda: builders.conv_net(),
         lambda: builders.conv_net("zeros", seed=1),
         lambda: builders.conv_net("circular", seed=2),
+        lambda: builders.dropout_net(seed=3).eval(),
     ]
     return makers[index]().double()
 

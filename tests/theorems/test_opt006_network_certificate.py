@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from fixtures import nets
 from torch import Tensor, nn
 
+from theodolite.estimators.trained_network import chord
 from theodolite.nn import GatedLinear
 from theodolite.theorems.base import Finding, evaluate
-from theodolite.theorems.network_problem import chord
 from theodolite.theorems.optimality.network_certificate import NetworkCertificate
 from theodolite.theorems.subject import Subject
 
@@ -117,6 +117,32 @@ def test_no_training_of_any_width_gets_below_the_bound(family, task, bias):
     assert bound.lower <= objective(wide, x, y, decay).item() * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_no_training_of_a_pooled_convolution_gets_below_the_bound(bias):
+    def convolution(width: int, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(1, width, 2, bias=bias), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(4 * width, 2, bias=bias)).double()
+
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 1, 5, 5, generator=g, dtype=torch.float64)
+    y, decay = (x.mean((1, 2, 3)) > 0).long(), 0.05
+    model = trained(convolution(4, 0), x, y, decay, 60)
+    result = finding(Subject(model, x, y, weight_decay=decay), 1.0)
+    assert result.status == "conditional"
+    assert result.values["gap"].witness["family"] == "conv"
+    assert result.values["objective"].value == pytest.approx(objective(model, x, y, decay).item(), rel=1e-12)
+    for seed in range(1, 4):
+        wide = trained(convolution(12, seed), x, y, decay, 60)
+        assert result.values["dual_bound"].lower <= objective(wide, x, y, decay).item() * (1 + 1e-12)
+
+
+def test_too_many_patches_are_refused(monkeypatch):
+    x, y = builders.digits_pairs(40)["train"]
+    monkeypatch.setattr("theodolite.theorems.network_problem.INPUT_BYTES", 8 * 40 * 49 * 4 - 1)
+    assert "more than 1 GiB" in finding(Subject(nets.pooled_conv, x, y, weight_decay=1e-3)).reason
+
+
 @pytest.mark.parametrize(("family", "task", "bias"), CLOSING)
 def test_linear_and_gated_networks_close(family, task, bias):
     """Enough units of every gate, trained to the end: nothing is left to gain."""
@@ -204,7 +230,9 @@ def test_a_decayed_output_bias_needs_its_term_in_the_bound():
     assert result.values["gap"].upper < 1e-4
 
 
-@pytest.mark.parametrize("name", ["two_layer_relu", "two_layer_linear", "two_layer_gated"])
+@pytest.mark.parametrize(
+    "name", ["two_layer_relu", "two_layer_leaky", "two_layer_linear", "two_layer_gated", "pooled_conv"]
+)
 def test_networks_on_digits_with_flattened_images(name):
     x, y = builders.digits_pairs(60)["train"]
     plain = finding(Subject(getattr(nets, name), x, y, weight_decay=1e-2), 2.0)

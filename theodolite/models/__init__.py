@@ -1,5 +1,6 @@
 """Small readable networks, for audits and experiments."""
 
+from theodolite.models.alexnet import AlexNet
 from theodolite.models.mlp import MLP
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "AlexNet"]

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from theodolite.nn import regularizers
+from theodolite.nn.dropout import BernoulliDropout, DropBlock, DropConnect
 from theodolite.nn.gated import GatedLinear
 from theodolite.nn.parallel import ParallelSubnetworks
 
-__all__ = ["GatedLinear", "ParallelSubnetworks", "regularizers"]
+__all__ = [
+    "BernoulliDropout",
+    "DropBlock",
+    "DropConnect",
+    "GatedLinear",
+    "ParallelSubnetworks",
+    "regularizers",
+]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class GatedLinear(nn.Module):
-    r"""Linear units that fixed random half-spaces switch on and off, ``(x G^T > 0) * (x W^T + b)``.
+    r"""Linear units that fixed random half-spaces switch on and off, ``(x G^T + h > 0) * (x W^T + b)``.
 
     Parameters
     ----------
@@ -22,13 +22,15 @@ class GatedLinear(nn.Module):
     gates : Tensor, shape (out_features, in_features), optional
         The normals G of the half-spaces; standard normal from ``seed`` when None.  They are a
         buffer: saved with the model, never trained.
+    offsets : Tensor, shape (out_features,), optional
+        The distances h of the half-spaces from the origin, a buffer too; none by default.
     seed : int
         Of the random gates.
 
     Raises
     ------
     ValueError
-        If ``gates`` has another shape or is not finite.
+        If ``gates`` or ``offsets`` has another shape or is not finite.
 
     Examples
     --------
@@ -36,6 +38,7 @@ class GatedLinear(nn.Module):
     """
 
     gates: Tensor
+    offsets: Tensor | None
 
     def __init__(
         self,
@@ -44,21 +47,26 @@ class GatedLinear(nn.Module):
         bias: bool = False,
         *,
         gates: Tensor | None = None,
+        offsets: Tensor | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if gates is None:
             generator = torch.Generator().manual_seed(seed)
             gates = torch.randn(out_features, in_features, generator=generator)
-        if tuple(gates.shape) != (out_features, in_features) or not bool(torch.isfinite(gates).all()):
-            raise ValueError(
-                f"gates: expected finite numbers of shape ({out_features}, {in_features}), "
-                f"got shape {tuple(gates.shape)}"
-            )
         self.linear = nn.Linear(in_features, out_features, bias=bias)
-        self.register_buffer("gates", gates.detach().to(self.linear.weight.dtype).clone())
+        for name, given, shape in (
+            ("gates", gates, (out_features, in_features)),
+            ("offsets", offsets, (out_features,)),
+        ):
+            if given is not None and (tuple(given.shape) != shape or not bool(torch.isfinite(given).all())):
+                raise ValueError(
+                    f"{name}: expected finite numbers of shape {shape}, got shape {tuple(given.shape)}"
+                )
+            kept = None if given is None else given.detach().to(self.linear.weight.dtype).clone()
+            self.register_buffer(name, kept)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated units, shape (..., out_features)."""
         hidden: Tensor = self.linear(x)
-        return (nn.functional.linear(x, self.gates) > 0).to(hidden.dtype) * hidden
+        return (nn.functional.linear(x, self.gates, self.offsets) > 0).to(hidden.dtype) * hidden

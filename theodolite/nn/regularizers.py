@@ -24,6 +24,10 @@ _WEIGHTED = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
 class ProductOfNorms(nn.Module):
     r"""The sum over subnetworks of the product of their weights' norms, :math:`\sum_i\prod_l\|W_i^l\|`.
 
+    The least such sum over all networks, of any number of subnetworks, that compute one function on the
+    data is the *nuclear deep-net regularizer* of that function, a gauge and so convex; for two linear layers it is the
+    nuclear norm (see :func:`theodolite.atoms.gauge.gauge_bounds`).
+
     Called on a module it returns a scalar to be added, times lambda, to a loss.  Every
     parameter must be the weight of a linear or convolutional layer, because the certificates
     need it to count: normalization layers are refused (weights below them can shrink without
@@ -210,6 +214,93 @@ def subnetworks(module: nn.Module) -> list[nn.Module]:
     return list(outer)
 
 
+class PathRegularizer(nn.Module):
+    r"""The sum over subnetworks of the q-norm of all paths' products of weights, of degree L.
+
+    A path goes from one input channel through one unit of each layer to one output, along one offset of each
+    kernel, and its product of L weights enters as :math:`\big(\sum_{\rm paths}\prod_l|w_l|^q\big)^{1/q}`.  It is the
+    L-fold product of the matrices of entries :math:`\sum_{\rm offsets}|w|^q`, without the products that the sizes of
+    images would bring, and does not change when a unit's incoming weights are multiplied, and its outgoing ones
+    divided, by a positive number.  It vanishes only where a subnetwork's output does.  Layers must form a chain
+    without biases; where channels are flattened into the inputs of a linear layer, those of one channel are adjacent,
+    as ``nn.Flatten`` has them.
+
+    Parameters
+    ----------
+    q : {1, 2}
+        For ReLU networks with linear layers q = 1 bounds the outputs' change by the largest of the inputs'.
+
+    Raises
+    ------
+    ValueError
+        If q is neither 1 nor 2.
+
+    References
+    ----------
+    Neyshabur, Tomioka and Srebro, COLT 2015 (arXiv 1503.00036).
+    """
+
+    def __init__(self, q: int = 2) -> None:
+        super().__init__()
+        if q not in (1, 2):
+            raise ValueError(f"q: expected 1 or 2, got {q!r}")
+        self.q = q
+        self._layers = ProductOfNorms()
+
+    def forward(self, module: nn.Module) -> Tensor:
+        """Return the regularizer of a module, a scalar."""
+        return self.each(module).sum()
+
+    def each(self, module: nn.Module) -> Tensor:
+        """Return the path norm of each subnetwork, shape (r,).
+
+        Raises
+        ------
+        ValueError
+            If a parameter does not count, or the layers do not form a chain; the sentence names it.
+        """
+        parts = subnetworks(module)
+        return torch.stack([self._paths(part) for part in parts]) if parts else torch.zeros(0)
+
+    def degree(self, module: nn.Module) -> int:
+        """Return the degree of homogeneity in the parameters, the number of weights of a subnetwork."""
+        return self._layers.degree(module)
+
+    def _paths(self, part: nn.Module) -> Tensor:
+        mass: Tensor | None = None
+        for name, layer in self._layers._weights(part):
+            weight = layer.weight
+            assert isinstance(weight, Tensor)
+            size = weight.abs() if self.q == 1 else weight.square()
+            if size.dtype in (torch.float16, torch.bfloat16):
+                size = size.float()
+            matrix = _by_channel(layer, size)
+            if mass is None:
+                mass = size.new_ones(matrix.shape[1])
+            if matrix.shape[1] != len(mass):
+                if matrix.shape[1] % len(mass):
+                    raise ValueError(
+                        f"module: expected a chain of layers, got '{name}' with {matrix.shape[1]} inputs behind "
+                        f"{len(mass)} outputs"
+                    )
+                matrix = matrix.unflatten(1, (len(mass), -1)).sum(2)
+            mass = matrix @ mass
+        assert mass is not None
+        total = mass.sum()
+        return total if self.q == 1 else torch.where(total > 0, total, 1.0).sqrt() * (total > 0)
+
+
+def _by_channel(layer: nn.Module, size: Tensor) -> Tensor:
+    """Return |w|^q summed over a kernel's offsets, (outputs, inputs), zero between different groups."""
+    if isinstance(layer, nn.Linear):
+        return size
+    transposed = isinstance(layer, _TRANSPOSED)
+    matrix, groups = size.flatten(2).sum(2), int(getattr(layer, "groups", 1))
+    blocks = matrix.chunk(groups, 0)
+    whole = torch.block_diag(*blocks)
+    return whole.T if transposed else whole
+
+
 class WeightDecay(nn.Module):
     r"""Half the sum of squares of all trained parameters, :math:`\tfrac12\sum_l\|W^l\|^2`.
 
@@ -233,3 +324,59 @@ class WeightDecay(nn.Module):
     def least(theta: float, depth: int) -> float:
         """Return the least decay of a subnetwork with a product theta of the norms of ``depth`` weights."""
         return 0.5 * depth * math.pow(theta, 2.0 / depth)
+
+    @staticmethod
+    def slope(decay: float, depth: int, objective: float) -> float:
+        r"""Return the lambda of a matched problem that bounds a decay problem from below.
+
+        With a loss that is never negative, each subnetwork of a network whose objective is at most P has
+        :math:`\theta\le B = (2P/(wL))^{L/2}`, and up to there the decay :math:`\frac{wL}2\theta^{2/L}`, concave for
+        L > 2, is at least its chord :math:`\lambda\theta`, :math:`\lambda = \frac{wL}2B^{2/L-1}`.
+
+        Parameters
+        ----------
+        decay : float
+            w > 0.
+        depth : int
+            L >= 2; for 2 it is the decay itself.
+        objective : float
+            P > 0, attained; rounding is enclosed.
+        """
+        if depth == 2:
+            return decay
+        largest = (2.0 * objective * (1.0 + 1e-9) / (decay * depth)) ** (depth / 2)
+        return 0.5 * decay * depth * largest ** (2 / depth - 1) * (1.0 - 1e-9)
+
+    @staticmethod
+    def basin(decay: float, depth: int, polar: float) -> float:
+        r"""Return a radius around W = 0 within which no other weights have a smaller objective.
+
+        For a convex loss :math:`P(W)\ge P(0)-u(\|W\|^2/L)^{L/2}+\frac w2\|W\|^2`, u being an upper bound of the polar,
+        at W = 0, of subnetworks with :math:`\theta = (\|W\|^2/L)^{L/2}`.  For L > 2 that is more than P(0) up to
+        :math:`\|W\|^{L-2} < wL^{L/2}/(2u)`: W = 0 is a strict local minimum, whatever the data.
+
+        Parameters
+        ----------
+        decay : float
+            w > 0.
+        depth : int
+            L; 0 is returned for L <= 2, where there may be no such radius.
+        polar : float
+            u; infinity is returned for 0.
+        """
+        if depth <= 2:
+            return 0.0
+        room = decay * depth ** (depth / 2) / (2.0 * polar) if polar > 0.0 else math.inf
+        return room ** (1.0 / (depth - 2)) * (1.0 - 1e-12)
+
+    @staticmethod
+    def attraction(decay: float, depth: int, polar: float) -> float:
+        r"""Return a radius around W = 0 from within which gradient flow leads to W = 0.
+
+        By Euler's identity and convexity :math:`\langle\nabla P(W),W\rangle\ge w\|W\|^2-Lu(\|W\|^2/L)^{L/2}`, so that
+        the norm falls while it is positive: :math:`\|W\|^{L-2}` below 2/L of what :meth:`basin` allows.
+        Arguments as there.
+        """
+        if depth <= 2:
+            return 0.0
+        return WeightDecay.basin(decay, depth, polar) * (2.0 / depth) ** (1.0 / (depth - 2)) * (1.0 - 1e-12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from theodolite.theorems.approximation.regions import ActivationRegions
 from theodolite.theorems.base import Theorem
 from theodolite.theorems.dropout.balancedness import Balancedness
+from theodolite.theorems.dropout.effective_regularizer import EffectiveRegularizer
 from theodolite.theorems.generalization.gap import GeneralizationGap
 from theodolite.theorems.generalization.held_out_bound import HeldOutBound
 from theodolite.theorems.generalization.lipschitz import LipschitzBracket
@@ -15,10 +16,12 @@ from theodolite.theorems.information.cross_entropy import CrossEntropy
 from theodolite.theorems.landscape.hessian_top import HessianTop
 from theodolite.theorems.optimality.head_certificate import HeadCertificate
 from theodolite.theorems.optimality.homogeneity import PositiveHomogeneity
+from theodolite.theorems.optimality.minimum_at_zero import MinimumAtZero
 from theodolite.theorems.optimality.network_certificate import NetworkCertificate
 from theodolite.theorems.optimality.parallel_subnetworks import ParallelSubnetworks
 from theodolite.theorems.optimality.regularizer_degree import RegularizerDegree
 from theodolite.theorems.optimality.stationarity import Stationarity
+from theodolite.theorems.optimality.zero_subnetwork import ZeroSubnetwork
 from theodolite.theorems.sparsity.activation_sparsity import ActivationSparsity
 from theodolite.theorems.sparsity.coherence import Coherence
 from theodolite.theorems.stability.translation import TranslationEquivariance
@@ -30,6 +33,9 @@ ALL: list[type[Theorem]] = [
     HeadCertificate,
     Stationarity,
     NetworkCertificate,
+    ZeroSubnetwork,
+    MinimumAtZero,
+    EffectiveRegularizer,
     Balancedness,
     TranslationEquivariance,
     HeldOutBound,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
+from theodolite.estimators.trained_network import network_gap
 from theodolite.theorems.base import Finding, Hypothesis, Theorem
 from theodolite.theorems.hypotheses import KNOWN_DUAL, WEIGHT_DECAY
 from theodolite.theorems.network_problem import NetworkInputs, check_family, network_problem
 from theodolite.theorems.subject import Subject
-from theodolite.value import Value, format_number, relative_gap
+from theodolite.value import Value, format_number
 
 _SECONDS = 10.0
 TOLERANCE = 1e-3
@@ -16,7 +17,7 @@ TOLERANCE = 1e-3
 TWO_LAYERS = Hypothesis(
     "two-layer network",
     "the network is a trained linear layer, the identity, ReLU or fixed gates, and a trained linear layer; "
-    "or a chain of trained linear layers",
+    "a trained convolution, ReLU, average pooling and a trained linear layer; or a chain of trained linear layers",
     check_family,
 )
 COUPLED = Hypothesis(
@@ -76,20 +77,7 @@ class NetworkCertificate(Theorem):
             self.interrupted = True
             certificate = network.problem.certify(network.params, tol=TOLERANCE, budget=0.0, seed=seed)
         objective, decay = network.objective, network.problem.lam
-        rounding = certificate.objective - network.balanced + network.rounding
-        best, decrease = certificate.objective, certificate.decrease
-        if (
-            network.depth > 2
-        ):  # the convex problem lies below the network's objective everywhere, touching it nowhere
-            best, decrease = objective + rounding, 0.0
-        if decrease:
-            best += 2.0 * rounding - decrease  # a difference of two evaluated objectives
-        # what holds below every objective holds below the one that was found
-        bound = min(certificate.dual_bound, best)
-        upper = relative_gap(objective + rounding, bound)
-        gain = max(0.0, objective - rounding - best)
-        lower = min(gain / objective if objective else 0.0, upper)
-        balancing = max(0.0, objective - rounding - certificate.objective) if network.depth == 2 else 0.0
+        proved = network_gap(network, certificate)
         sure = certificate.confidence
         slope = (
             "the decay: above 1 a further unit helps, at an optimum it is 1"
@@ -102,15 +90,15 @@ class NetworkCertificate(Theorem):
         )
         return {
             "gap": Value.bound(
-                lower,
-                upper,
+                proved.lower,
+                proved.upper,
                 confidence=sure,
                 witness={
                     "family": network.family,
                     "depth": network.depth,
-                    "verdict": verdict(lower, upper),
-                    "balancing": balancing,
-                    "one more unit": decrease,
+                    "verdict": verdict(proved.lower, proved.upper),
+                    "balancing": proved.balancing,
+                    "one more unit": proved.one_more_unit,
                 },
                 note="relative to the training objective: what a network of this family, of any width, can take "
                 "off it; the lower end by balancing the norms of each unit's two layers, the best output bias "
@@ -118,7 +106,7 @@ class NetworkCertificate(Theorem):
             ),
             "objective": Value.exact(objective, note=whole),
             "dual_bound": Value.bound(
-                lower=bound,
+                lower=proved.dual_bound,
                 confidence=sure,
                 note="no network of this family, of any width, has a smaller training objective; float64 "
                 "rounding enclosed",

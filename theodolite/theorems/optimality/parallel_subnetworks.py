@@ -25,14 +25,15 @@ from theodolite.value import Value
 TOLERANCE = 1e-6  # of a degree that is known from probes alone
 
 
-def _structure(subject: Subject) -> Parallel:
+def parallel_structure(subject: Subject) -> Parallel:
+    """Return the model as a sum of subnetworks, read once."""
     trained = {id(p) for p in scaled_parameters(subject.model)}
     return subject.once("parallel structure", lambda: parallel_subnetworks(subject.graph, trained))
 
 
 def _is_parallel(subject: Subject) -> Verdict:
     require_graph(subject)
-    found = _structure(subject)
+    found = parallel_structure(subject)
     if found.count > 1:
         return by_structure(True, witness=found.count, reason=f"{found.count:,} subnetworks: {found.reason}")
     if found.unknown:
@@ -77,7 +78,7 @@ class ParallelSubnetworks(Theorem):
 
     def compute(self, subject: Subject) -> dict[str, Value]:
         """Return the numbers of subnetworks and of zero ones."""
-        found = _structure(subject)
+        found = parallel_structure(subject)
         enough = subject.n * subject.n_outputs
         width = (
             f"r = {found.count:,} {'>' if found.count > enough else '<='} NK = {enough:,} training outputs"
