@@ -45,6 +45,12 @@ def conv_net(padding_mode: str = "circular", seed: int = 0) -> nn.Module:
     )
 
 
+def dropout_net(p: float = 0.3, seed: int = 0) -> nn.Module:
+    """A two-layer classifier of digits with dropout of its hidden units."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(64, 12), nn.ReLU(), nn.Dropout(p), nn.Linear(12, 10))
+
+
 def tokens_net(seed: int = 0) -> nn.Module:
     """Embedding, mean over the sequence, linear: integer inputs."""
 
@@ -117,3 +123,12 @@ def squaring_net() -> nn.Module:
 
     torch.manual_seed(0)
     return Squaring()
+
+
+def with_zero_units(units: int, *, bias: bool = False) -> nn.Module:
+    """A two-layer network whose first hidden units, or all of them, are zero in both layers."""
+    model = mlp(64, 16, 10, bias=bias)
+    with torch.no_grad():
+        model.layers[0].weight[:units] = 0.0
+        model.layers[2].weight[:, :units] = 0.0
+    return model

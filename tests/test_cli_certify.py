@@ -48,6 +48,8 @@ def refusal(result) -> str:
         ("two_layer_linear", "two linear layers, 64 inputs, 8 hidden units, 10 outputs"),
         ("two_layer_gated", "gated ReLU network, 64 inputs, 12 hidden units, 10 outputs"),
         ("two_layer_relu", "ReLU network, 64 inputs, 12 hidden units, 10 outputs"),
+        ("two_layer_leaky", "leaky ReLU network, 64 inputs, 12 hidden units, 10 outputs"),
+        ("pooled_conv", "pooled convolutional ReLU network, 64 inputs, 6 filters, 10 outputs"),
     ],
 )
 def test_the_screen(name, family):

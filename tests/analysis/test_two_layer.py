@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from theodolite.analysis.graph import trace
-from theodolite.analysis.two_layer import NotTwoLayer, TwoLayer, find_two_layer
+from theodolite.analysis.two_layer import Convolution, NotTwoLayer, TwoLayer, find_two_layer
 from theodolite.models import MLP
 from theodolite.nn import GatedLinear, ParallelSubnetworks
 
@@ -70,6 +70,74 @@ def test_families(model, shape, activation, weights, biases):
     assert (found.gate is not None) == (activation == "gated")
     if biases is not None:
         assert (found.hidden_bias, found.output_bias) == biases
+
+
+def conv_net(*between: nn.Module, bias: bool = False, **options) -> nn.Sequential:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 3, (2, 3), bias=bias, **options), nn.ReLU(), *between, nn.Flatten()]
+    width = nn.Sequential(*layers)(torch.zeros(1, 2, 7, 8)).shape[1]
+    return nn.Sequential(*layers, nn.Linear(width, 4, bias=bias))
+
+
+class GlobalMean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "stride", "padding", "pool", "pool_stride"),
+    [
+        (conv_net(nn.AvgPool2d(2)), (1, 1), (0, 0), (2, 2), (2, 2)),
+        (conv_net(nn.AvgPool2d((2, 3), stride=1), bias=True), (1, 1), (0, 0), (2, 3), (1, 1)),
+        (conv_net(stride=(1, 2), padding=(1, 0)), (1, 2), (1, 0), (1, 1), (1, 1)),
+        (conv_net(nn.Dropout(), nn.AdaptiveAvgPool2d(1)), (1, 1), (0, 0), (6, 6), (6, 6)),
+        (conv_net(nn.AdaptiveAvgPool2d((3, 2)), bias=True), (1, 1), (0, 0), (2, 3), (2, 3)),
+        (conv_net(GlobalMean()), (1, 1), (0, 0), (6, 6), (6, 6)),
+        (conv_net(nn.AvgPool2d(2), padding=1, padding_mode="circular"), (1, 1), (0, 0), (2, 2), (2, 2)),
+    ],
+)
+def test_pooled_convolutions(model, stride, padding, pool, pool_stride):
+    found = read(model, (2, 7, 8))
+    assert found.activation == "conv"
+    assert found.weights == ("0.weight", f"{len(model) - 1}.weight")
+    assert found.convolution == Convolution(stride, padding, pool, pool_stride)
+    assert (found.hidden_bias != "") == (model[0].bias is not None)
+    assert (found.inputs.op == "input") == (model[0].padding_mode == "zeros")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (conv_net(nn.MaxPool2d(2)), "neither the identity"),
+        (conv_net(nn.AvgPool2d(3, ceil_mode=True)), "neither the identity"),
+        (conv_net(nn.AvgPool2d(2, padding=1)), "neither the identity"),
+        (conv_net(nn.AdaptiveAvgPool2d(4)), "neither the identity"),
+        (conv_net(nn.AvgPool2d(2), dilation=2), "dilated or in groups"),
+        (
+            nn.Sequential(nn.Conv2d(2, 3, 2, padding="same"), nn.ReLU(), nn.Flatten(), nn.Linear(168, 4)),
+            "pads one side more",
+        ),
+        (nn.Sequential(nn.Conv2d(2, 2, 1), *conv_net(nn.AvgPool2d(2))), "deeper than two layers"),
+    ],
+)
+def test_other_convolutions_are_refused(model, words):
+    assert words in refusal(model, (2, 7, 8))
+
+
+def test_padding_by_name():
+    def net(kernel: tuple[int, int], padding: str, width: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(2, 3, kernel, padding=padding), nn.ReLU(), nn.Flatten(), nn.Linear(width, 4)
+        )
+
+    for kernel, name, width, padding in (((3, 5), "same", 168, (1, 2)), ((2, 3), "valid", 108, (0, 0))):
+        assert read(net(kernel, name, width), (2, 7, 8)).convolution.padding == padding
+
+
+def test_leaky_units():
+    found = read(stack(nn.LeakyReLU(0.3)))
+    assert (found.activation, found.negative_slope) == ("leaky_relu", 0.3)
+    assert "is not a number in [-1, 1]" in refusal(stack(nn.LeakyReLU(3.0)))
 
 
 def test_what_is_read_makes_the_network_again():
@@ -154,7 +222,7 @@ class Gate(nn.Module):
     [
         (MLP((6, 5, 4, 3)), "it is deeper than two layers: layer 'layers.2' (Linear) reads"),
         (stack(nn.Sigmoid()), "'sigmoid' in layer '1' (Sigmoid) is neither the identity, nor ReLU"),
-        (stack(nn.LeakyReLU()), "'leaky_relu' in layer '1' (LeakyReLU) is neither"),
+        (stack(nn.ELU()), "'elu' in layer '1' (ELU) is neither"),
         (stack(nn.BatchNorm1d(5), nn.ReLU()), "layer '1' (BatchNorm1d) normalizes"),
         (nn.Sequential(nn.BatchNorm1d(6), *stack(nn.ReLU())), "reads layer '0' (BatchNorm1d), which is trained too"),
         (stack(nn.ReLU(), nn.LayerNorm(5)), "layer '2' (LayerNorm) normalizes"),

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from theodolite.atoms import (
     ALL,
+    ConvReLUAtom,
     GatedReLUAtom,
+    LeakyReLUAtom,
     LinearNetAtom,
     MatrixAtom,
+    ModuleAtom,
     QuadraticAtom,
     ReLUAtom,
     SignMatrixAtom,
@@ -19,6 +22,7 @@ from theodolite.atoms import (
     TensorAtom,
 )
 from theodolite.losses import LogisticLoss
+from theodolite.models import MLP
 from theodolite.polar.factor_norm import FactorNorm
 from theodolite.testing import check_atom
 
@@ -41,6 +45,12 @@ CASES = {
     "relu, two outputs": ReLUAtom(X, 2),
     "relu, bias": ReLUAtom(X, 1, bias=True),
     "relu, parallel and zero rows": ReLUAtom(torch.cat([X, -2.0 * X[:3], 0.0 * X[:1]]), 1),
+    "leaky relu": LeakyReLUAtom(X, 1, 0.2),
+    "absolute value, two outputs": LeakyReLUAtom(X, 2, -1.0, bias=True),
+    "convolution": ConvReLUAtom(normal(4, 2, 3, 4), 2, (1, 2), pool=(2, 1)),
+    "convolution, overlapping cells, basis": ConvReLUAtom(
+        normal(4, 1, 4, 4), 1, 2, pool_stride=1, basis="dct", n_components=3
+    ),
     "gated": GatedReLUAtom(X, 2, normal(4, 3, seed=1)),
     "gated, one output": GatedReLUAtom(X, 1, normal(7, 4, seed=1) > 0),
     "structured": StructuredAtom((5, 4), FactorNorm(l1=0.3), FactorNorm(nonnegative=True)),
@@ -50,6 +60,7 @@ CASES = {
     "quadratic, general": QuadraticAtom(X, 1, (1.0, 0.5, 0.2)),
     "quadratic, general, three outputs": QuadraticAtom(X, 3, (0.3, -1.0, 0.5)),
     "tensor": TensorAtom((3, 2, 3)),
+    "module": ModuleAtom(MLP((3, 3, 3, 2), bias=False), X, starts=3),
     "signs": SignMatrixAtom((6, 5)),
     "signs, linf linf": SignMatrixAtom((4, 6), ("linf", "linf")),
 }

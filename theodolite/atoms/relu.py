@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +31,8 @@ from theodolite.linalg.scaled_matrix import ldexp_rounded
 from theodolite.losses.base import Support
 from theodolite.polar.arrangement import TooManyPatterns, arrangement_polar, patterns
 from theodolite.polar.ascent import relu_ascent, relu_values
+from theodolite.polar.branch_and_bound import DIMENSIONS, branch_and_bound
+from theodolite.polar.leaky import leaky_relu, leaky_rows
 from theodolite.polar.relaxation import relaxation_bound
 from theodolite.polar.scaling import balanced, lengths, scaled_back
 from theodolite.value import Value
@@ -41,6 +43,10 @@ if TYPE_CHECKING:
 PATTERN_LIMIT = 500_000
 _PATTERN_ENTRIES = 5e7  # of the table of patterns, one byte each
 _PATTERNS_A_SECOND = 50_000  # on a slow core
+_PATTERNS = 50_000  # that are enumerated where branch and bound would do
+_CLOSING = 6  # dimensions up to which branch and bound closes in reasonable time,
+_LONG, _SHORT = 600.0, 30.0  # seconds of it without a budget, and beyond them or for several outputs
+_RELAXED = 0.3  # share of the time for the relaxations before it
 _WITNESSES = 32
 _GROWTHS, _FRESH = 10, 16
 _PATIENCE = 0.7  # of the time left: the rest is for the proof
@@ -53,8 +59,8 @@ class ReLUAtom(Atom):
     Params are ``(W, U)`` of shapes (r, d) and (r, K).
 
     The polar is :math:`\max_{\|w\|=1}\|Q^\top\mathrm{relu}(Xw)\|_2`.  Where the activation patterns
-    of the inputs can be enumerated it is exact for one output; otherwise a bound: ascent below, a
-    relaxation above.
+    of the inputs are few it is exact for one output; otherwise a bound: ascent below, branch and bound
+    above, or relaxations where there are many inputs.
 
     Parameters
     ----------
@@ -82,6 +88,7 @@ class ReLUAtom(Atom):
 
     degree = 2
     persistent = False
+    negative_slope = 0.0
 
     def __init__(self, X: Any, n_outputs: int, bias: bool = False) -> None:
         self.bias = bool(bias)
@@ -100,7 +107,11 @@ class ReLUAtom(Atom):
     def phi(self, params: Params, X: Any = None) -> Tensor:
         """Return relu(X W') U, shape (n, K)."""
         W, U = params
-        return torch.relu(self._inputs(X) @ W.T) @ U
+        return self.activation(self._inputs(X) @ W.T) @ U
+
+    def activation(self, t: Tensor) -> Tensor:
+        """Return relu(t), minus ``negative_slope`` relu(-t)."""
+        return leaky_relu(t, self.negative_slope)
 
     def theta(self, params: Params) -> Tensor:
         """Return |w| |u| of each unit."""
@@ -117,7 +128,7 @@ class ReLUAtom(Atom):
         if support is None:
             return self.phi(params)
         W, U = params
-        hidden = torch.relu(self.X @ W.T)
+        hidden = self.activation(self.X @ W.T)
         total = self.X.new_zeros(support.size)
         for j in range(count(params)):
             total = total + hidden[support.rows, j] * U[j, support.cols]
@@ -126,7 +137,7 @@ class ReLUAtom(Atom):
     def each(self, params: Params, support: Support | None = None) -> Tensor:
         """Return each unit's predictions, shape (r, n K) or (r, size)."""
         W, U = params
-        hidden = torch.relu(W @ self.X.T)
+        hidden = self.activation(W @ self.X.T)
         if support is not None:
             return hidden[:, support.rows] * U[:, support.cols]
         return (hidden[:, :, None] * U[:, None, :]).flatten(1)
@@ -175,10 +186,11 @@ class ReLUAtom(Atom):
     ) -> Value:
         """Return a bound of max over |w| = 1 of |Q' relu(X w)|, see :meth:`Atom.polar`.
 
-        Upper ends: enumeration of the patterns, and for several outputs or too many patterns
-        the relaxations; with ``budget=0`` the sum of |Q_i| |x_i|.  Lower ends are evaluated.
+        Upper ends: enumeration of the patterns where they are few, branch and bound for up to twelve
+        inputs (ten minutes at most without a budget, half a minute beyond six inputs or for several
+        outputs) and relaxations beyond six; with ``budget=0`` the sum of |Q_i| |x_i|.  Lower ends are evaluated.
         """
-        X, Q, exponent = balanced(self.X.cpu(), check_dual(Q, self.shape))
+        X, Q, exponent = balanced(*self._rows(check_dual(Q, self.shape)))
         target = None if target is None else ldexp_rounded(target, -exponent, -1)
         began = time.monotonic()
 
@@ -192,7 +204,7 @@ class ReLUAtom(Atom):
             W.append(starts[0].detach().cpu())
         wanted = -math.inf if target is None else target
         proving = budget != 0.0 and upper > 0.0
-        table = self.patterns(budget) if proving else None
+        table = self.patterns(budget) if proving and self._countable() else None
         if proving and (table is None or (target is not None and Q.shape[1] > 1)):
             W.append(relu_ascent(X, Q, torch.cat(W), seed=seed, budget=_share(left(), 0.3))[0])
         values = relu_values(X, Q, unit(torch.cat(W)))
@@ -212,15 +224,45 @@ class ReLUAtom(Atom):
                 upper, note = found.high, found.note
             values = relu_values(X, Q, unit(torch.cat(W)))
             low = float(values.max())
-        # proved, or nothing to gain: the relaxations are seldom within a factor of 1.5 of the maximum
-        enough = max(wanted, low * (1.5 if table is not None else 1.0 + 1e-9), 1e-10 * crude)
+        # proved, or nothing to gain
+        enough = max(wanted, low * (1.0 + 1e-9), 1e-10 * crude)
         if proving and upper > enough and (self.persistent or target is None or low <= target):
-            seconds = left()  # where none is left the cheap ones still count
-            seconds = None if seconds is None else max(seconds, 1e-3)
-            relaxed = relaxation_bound(X, Q, budget=seconds, device=self.X.device)
-            if relaxed.high < upper:
-                upper, note = relaxed.high, relaxed.note.removeprefix("upper end: ")
+            aim = target if target is not None and low <= target else None
+            for found in self._proofs(X, Q, unit(torch.cat(W)), aim, left, table is not None):
+                if found.high < upper:
+                    upper, note = found.high, found.note.removeprefix("upper end: ")
+                if found.witness is not None:
+                    W.append(found.witness)
+            values = relu_values(X, Q, unit(torch.cat(W)))
         return scaled_back(self._value(X, Q, unit(torch.cat(W)), values, upper, note), exponent)
+
+    def _countable(self) -> bool:
+        """Whether enumeration costs no more than branch and bound would."""
+        n, d = self.X.shape
+        return d > DIMENSIONS or 2 * sum(math.comb(n - 1, k) for k in range(d)) <= _PATTERNS
+
+    def _proofs(
+        self,
+        X: Tensor,
+        Q: Tensor,
+        starts: Tensor,
+        target: float | None,
+        left: Callable[[], float | None],
+        enumerated: bool,
+    ) -> Iterator[Value]:
+        """Yield bounds by relaxations, and by branch and bound where there are few dimensions."""
+        d, seconds = X.shape[1], left()
+        if d > _CLOSING and not enumerated:  # seldom within a factor of 1.5 of the maximum
+            some = None if seconds is None else max(seconds * (_RELAXED if d <= DIMENSIONS else 1.0), 1e-3)
+            relaxed = relaxation_bound(X, Q, budget=some, device=self.X.device)
+            yield relaxed
+            if target is not None and relaxed.high <= target:
+                return
+        if d <= DIMENSIONS:
+            easy, rest = d <= _CLOSING and Q.shape[1] == 1, left()
+            rest = (_LONG if easy else _SHORT) if rest is None else rest
+            tol = 1e-6 if target is not None else 1e-5 if easy else 1e-3
+            yield branch_and_bound(X, Q, target=target, budget=rest, starts=starts, tol=tol)
 
     def patterns(self, budget: float | None = None) -> Tensor | None:
         """Return all activation patterns of the inputs, (p, n) bool, or None where they are too many.
@@ -237,6 +279,10 @@ class ReLUAtom(Atom):
             else:
                 self._enumerated = True
         return self._patterns
+
+    def _rows(self, Q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows (x_i, Q_i) on the CPU such that the polar is max over |w| = 1 of |sum_i Q_i relu(x_i w)|."""
+        return leaky_rows(self.X.cpu(), Q, self.negative_slope)
 
     def _inputs(self, X: Any) -> Tensor:
         if X is None:
@@ -271,6 +317,7 @@ class ReLUAtom(Atom):
         now = time.monotonic()
         deadline = now + _PATIENCE * (deadline - now)
         loss, X, lam, device = problem.loss.to("cpu"), self.X.cpu(), problem.lam, self.X.device
+        slope = self.negative_slope
         for growth in range(_GROWTHS):
             before = problem.objective(params)
             coarse = max(tol, 1e-5)
@@ -280,11 +327,11 @@ class ReLUAtom(Atom):
             if time.monotonic() > deadline or (growth and gained <= 1e-4 * abs(before)):
                 break
             W, U = (p.cpu() for p in params)
-            fresh = fresh_units(loss, X, lam, W, U, most=_FRESH, seed=growth)
+            fresh = fresh_units(loss, X, lam, W, U, most=_FRESH, seed=growth, slope=slope)
             params = join(params, tuple(p.to(device) for p in fresh))
         progress(params)
         W, U = (p.cpu() for p in params)
-        polished = polish(loss, X, lam, W, U, tol=_inner(tol), deadline=deadline)
+        polished = polish(loss, X, lam, W, U, slope=slope, tol=_inner(tol), deadline=deadline)
         return min(tuple(p.to(device) for p in polished), params, key=problem.objective)
 
 

@@ -1,4 +1,4 @@
-r"""Second-order descent for two-layer ReLU networks, which first-order descent leaves stuck at kinks.
+r"""Second-order descent for two-layer ReLU and leaky ReLU networks, which first-order descent leaves stuck at kinks.
 
 Fix for each unit the direction :math:`v_j` of its output weights and the set :math:`D_j` of the
 samples on which it is active.  With :math:`z_j = \|u_j\| w_j` the training problem becomes convex,
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from theodolite.losses.base import Loss, SampleLoss
 from theodolite.polar.ascent import relu_ascent
+from theodolite.polar.leaky import leaky_relu, leaky_rows
 
 # multiplications of a Newton step, and entries of its largest array, beyond which there is no polish
 _WORK, _ENTRIES = 2.5e8, 2e7
@@ -164,6 +165,7 @@ def polish(
     W: Tensor,
     U: Tensor,
     *,
+    slope: float = 0.0,
     tol: float = 1e-10,
     deadline: float = math.inf,
     seed: int = 0,
@@ -179,6 +181,8 @@ def polish(
         Like all tensors here, on the CPU.
     lam : float
     W, U : Tensor, shapes (r, d) and (r, K)
+    slope : float
+        Of the activation below 0, where D_j then has it in place of 0.
     tol : float
         Relative gap to which each convex problem is solved.
     deadline : float
@@ -193,7 +197,7 @@ def polish(
     """
 
     def objective(W: Tensor, U: Tensor) -> float:
-        return loss.value(torch.relu(X @ W.T) @ U) + lam * float((W.norm(dim=1) * U.norm(dim=1)).sum())
+        return loss.value(leaky_relu(X @ W.T, slope) @ U) + lam * float((W.norm(dim=1) * U.norm(dim=1)).sum())
 
     if not isinstance(loss, SampleLoss):
         return W, U
@@ -205,7 +209,7 @@ def polish(
         W, U = W[size > 0], U[size > 0]
         most = max(4, _COORDINATES // max(X.shape[1], U.shape[1]) - len(W))
         number = int(torch.randint(2**31, (), generator=generator))
-        fresh = fresh_units(loss, X, lam, W, U, most=most, seed=number)
+        fresh = fresh_units(loss, X, lam, W, U, most=most, seed=number, slope=slope)
         W1, U1 = (torch.cat(parts) for parts in zip((W, U), fresh, strict=True))
         if not len(W1):
             break
@@ -213,10 +217,10 @@ def polish(
         unknowns, entries = len(inside) * max(X.shape[1], U.shape[1]), len(X) * U.shape[1]
         if unknowns**2 * (entries + unknowns / 3) > _WORK or unknowns * entries > _ENTRIES:
             break
-        z = _hidden_step(loss, X, lam, inside, outputs, start, tol=accuracy, deadline=deadline)
+        z = _hidden_step(loss, X, lam, inside, outputs, start, slope, tol=accuracy, deadline=deadline)
         W1, U1 = _balanced(z, outputs)
         if U.shape[1] > 1:
-            W1, U1 = _output_step(loss, X, lam, W1, U1, tol=accuracy, deadline=deadline)
+            W1, U1 = _output_step(loss, X, lam, W1, U1, slope, tol=accuracy, deadline=deadline)
         size = W1.norm(dim=1) * U1.norm(dim=1)  # the barrier leaves a little of units that tend to zero
         kept = size > max(1e-7, 1e-2 * accuracy) * size.max()
         W1, U1 = W1[kept], U1[kept]
@@ -233,15 +237,16 @@ def polish(
 
 
 def fresh_units(
-    loss: Loss, X: Tensor, lam: float, W: Tensor, U: Tensor, *, most: int, seed: int
+    loss: Loss, X: Tensor, lam: float, W: Tensor, U: Tensor, *, most: int, seed: int, slope: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Return small units to add, in directions in which one more helps, active on different samples.
 
-    They are found by ascent of |R' relu(X w)| above lam, R the residual; there may be none.
+    They are found by ascent of |R' relu(X w)| above lam, R the residual; there may be none.  ``slope`` is that of
+    a leaky relu below 0.
     """
-    Z = torch.relu(X @ W.T) @ U
+    Z = leaky_relu(X @ W.T, slope) @ U
     R = -loss.gradient(Z)
-    directions, values = relu_ascent(X, R, W, n_starts=_STARTS, seed=seed)
+    directions, values = relu_ascent(*leaky_rows(X, R, slope), W, n_starts=_STARTS, seed=seed)
     order = values.argsort(descending=True)
     order = order[values[order] > lam * (1.0 + 1e-9)]
     seen: dict[bytes, int] = {}
@@ -249,7 +254,7 @@ def fresh_units(
         seen.setdefault((X @ directions[i] > 0).numpy().tobytes(), i)
     chosen = list(seen.values())[:most]
     directions, values = directions[chosen], values[chosen]
-    hidden = torch.relu(directions @ X.T)
+    hidden = leaky_relu(directions @ X.T, slope)
     outputs = torch.nn.functional.normalize(hidden @ R)
     step = (values - lam) / (loss.smoothness(Z) * hidden.square().sum(1) * max(len(chosen), 1))
     return _balanced(step[:, None] * directions, outputs)
@@ -285,23 +290,30 @@ def _cells(X: Tensor, W: Tensor, U: Tensor, generator: torch.Generator) -> tuple
 
 
 def _hidden_step(
-    loss: SampleLoss, X: Tensor, lam: float, inside: Tensor, outputs: Tensor, start: Tensor, **stop: float
+    loss: SampleLoss,
+    X: Tensor,
+    lam: float,
+    inside: Tensor,
+    outputs: Tensor,
+    start: Tensor,
+    slope: float,
+    **stop: float,
 ) -> Tensor:
     """Return the best z (J, d) of the cells."""
     norms = X.norm(dim=1)
     rows = X[norms > 0] / norms[norms > 0, None]
-    active = (inside @ X.T > 0).double()
+    active = torch.where(inside @ X.T > 0, 1.0, slope).double()
     sign = torch.where(inside @ rows.T > 0, 1.0, -1.0).to(X)
     columns = torch.einsum("jn,nm,jk->jmnk", active, X, outputs)
     return minimize(Barrier(loss, lam, columns, sign[:, :, None] * rows), start, **stop)
 
 
 def _output_step(
-    loss: SampleLoss, X: Tensor, lam: float, W: Tensor, U: Tensor, **stop: float
+    loss: SampleLoss, X: Tensor, lam: float, W: Tensor, U: Tensor, slope: float, **stop: float
 ) -> tuple[Tensor, Tensor]:
     """Return the units with the best output weights for their hidden directions."""
     directions = torch.nn.functional.normalize(W)
-    hidden = torch.relu(directions @ X.T)
+    hidden = leaky_relu(directions @ X.T, slope)
     columns = torch.einsum("jn,mk->jmnk", hidden, torch.eye(U.shape[1], dtype=U.dtype))
     barrier = Barrier(loss, lam, columns, U.new_zeros(len(U), 0, U.shape[1]))
     start = W.norm(dim=1, keepdim=True) * U

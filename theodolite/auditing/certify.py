@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 SECONDS = 60.0
 _LABEL = 16
-_FAMILIES = {"linear": "two linear layers", "relu": "ReLU network", "gated": "gated ReLU network"}
+_FAMILIES = {
+    "linear": "two linear layers",
+    "relu": "ReLU network",
+    "leaky_relu": "leaky ReLU network",
+    "gated": "gated ReLU network",
+    "conv": "pooled convolutional ReLU network",
+}
 _LOSSES = {"cross_entropy": "cross-entropy", "mse": "mean squared error"}
 _VERDICTS = {
     "closed": "closed: optimal up to the gap",
@@ -43,7 +49,7 @@ def certify(
     Parameters
     ----------
     model : nn.Module
-        A two-layer network: linear, ReLU or with fixed gates.
+        A two-layer network: linear, ReLU or with fixed gates; or convolution, ReLU, average pooling, linear.
     data : as for :func:`theodolite.audit`
         Its training data are what the objective is of.
     weight_decay : float
@@ -108,9 +114,9 @@ def render(report: Report) -> Screen:
     inputs = " x ".join(f"{size:,}" for size in data["shape"])
     above = "  above 1 one more unit helps" if gap.witness["depth"] == 2 else "  lambda: a chord of the decay"
     screen = Screen()
+    units = "filters" if gap.witness["family"] == "conv" else "hidden units"
     screen.paragraph(
-        f"{model['name']} · {family}, {inputs} inputs, {int(width.value):,} hidden "
-        f"units, {model['outputs']} outputs",
+        f"{model['name']} · {family}, {inputs} inputs, {int(width.value):,} {units}, {model['outputs']} outputs",
         style="bold",
     )
     screen.paragraph(

@@ -31,7 +31,8 @@ def command(ctx: click.Context, model: str, **options: Any) -> None:
     """Certify how far a two-layer network is from the best of its family.
 
     MODEL, as for audit, is a linear layer, no activation, ReLU or fixed gates,
-    and a linear layer.  Its objective is mean loss + W/2 ||parameters||^2.
+    and a linear layer; or a convolution, ReLU, average pooling and a linear
+    layer.  Its objective is mean loss + W/2 ||parameters||^2.
 
     Exit codes: 0 certified, whatever the gap, 2 not certifiable or an error in
     usage or input, 130 interrupted.

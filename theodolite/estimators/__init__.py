@@ -3,16 +3,21 @@
 from theodolite.estimators.base import CertifiedEstimator
 from theodolite.estimators.completion import MatrixCompletion
 from theodolite.estimators.completion_cv import MatrixCompletionCV, completion_path
+from theodolite.estimators.dropout import DropoutFactorization
 from theodolite.estimators.factorization import LowRankFactorization, RobustPCA
+from theodolite.estimators.parallel_net import ParallelNetClassifier, ParallelNetRegressor
 from theodolite.estimators.structured import FactorNorm, StructuredFactorization
 from theodolite.estimators.tensor import TensorFactorization
 
 __all__ = [
     "CertifiedEstimator",
+    "DropoutFactorization",
     "FactorNorm",
     "LowRankFactorization",
     "MatrixCompletion",
     "MatrixCompletionCV",
+    "ParallelNetClassifier",
+    "ParallelNetRegressor",
     "RobustPCA",
     "StructuredFactorization",
     "TensorFactorization",

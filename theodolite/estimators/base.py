@@ -87,7 +87,7 @@ class CertifiedEstimator(BaseEstimator):
             On the CPU.
         """
         self._check_shared()
-        start, seed = time.monotonic(), _seed(self.random_state)
+        start, seed = time.monotonic(), seed_of(self.random_state)
         max_rank = getattr(self, "max_rank", None)
         budget = self.budget if self.budget is None or max_rank is None else 0.7 * self.budget
         try:
@@ -97,7 +97,7 @@ class CertifiedEstimator(BaseEstimator):
         except KeyboardInterrupt:  # before the solver had taken over
             params = problem.atom.init(0) if init is None else init
             cheapest = problem.certify(params, tol=self.tol, budget=0.0, seed=seed)
-            solution = Solution(params, cheapest, (_as_round(cheapest, start),), interrupted=True)
+            solution = Solution(params, cheapest, (as_round(cheapest, start),), interrupted=True)
         if max_rank is not None and count(solution.params) > max_rank:
             left = None if self.budget is None else max(start + self.budget - time.monotonic(), 0.0)
             solution = restrict(problem, solution, max_rank, tol=self.tol, budget=left, seed=seed)
@@ -118,7 +118,7 @@ class CertifiedEstimator(BaseEstimator):
             check_number(self.budget, "budget", low=0.0)
         if self.device is not None:
             check_device(self.device)
-        _seed(self.random_state, draw=False)
+        seed_of(self.random_state, draw=False)
         max_rank = getattr(self, "max_rank", None)
         if max_rank is not None:
             check_integer(max_rank, "max_rank", low=1)
@@ -180,17 +180,18 @@ def restrict(
         confidence=before.confidence + fresh.confidence - 1.0,  # both bounds hold together
     )
     started = time.monotonic() - (solution.history[-1].seconds if solution.history else 0.0)
-    history = (*solution.history, _as_round(certificate, started, len(solution.history)))
+    history = (*solution.history, as_round(certificate, started, len(solution.history)))
     return Solution(best, certificate, history, interrupted)
 
 
-def _as_round(certificate: Certificate, start: float, iteration: int = 0) -> Round:
+def as_round(certificate: Certificate, start: float, iteration: int = 0) -> Round:
+    """Return the line of the log that a certificate is, begun at a value of ``time.monotonic()``."""
     low, high = certificate.polar_ratio
     c, seconds = certificate, time.monotonic() - start
     return Round(iteration, c.units, c.objective, c.dual_bound, c.gap, low, high, seconds)
 
 
-def _seed(random_state: Any, draw: bool = True) -> int:
+def seed_of(random_state: Any, draw: bool = True) -> int:
     """Return the seed of the solver, or refuse what is none; without `draw` a generator is left as it is."""
     if random_state is None:
         return 0

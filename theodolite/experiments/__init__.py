@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from theodolite.experiments.base import Claim, Experiment, Result, reproduce
+from theodolite.experiments.certified_convolution import CertifiedConvolution
+from theodolite.experiments.decay_mismatch import DecayMismatch
+from theodolite.experiments.dropout_balance import DropoutBalance
+from theodolite.experiments.dropout_digits import DropoutDigits
+from theodolite.experiments.dropout_objective import DropoutObjective
+from theodolite.experiments.dropout_spectrum import DropoutSpectrum
+from theodolite.experiments.dropout_structures import DropoutStructures
 from theodolite.experiments.gene_expression import GeneExpression
 from theodolite.experiments.hyperspectral_denoising import HyperspectralDenoising
 from theodolite.experiments.hyperspectral_recovery import HyperspectralRecovery
 from theodolite.experiments.movielens import Movielens
+from theodolite.experiments.parallel_alexnets import ParallelAlexNets
 from theodolite.experiments.spurious_stationary import SpuriousStationary
 from theodolite.experiments.tensor_completion import TensorCompletion
 from theodolite.experiments.video_background import VideoBackground
+from theodolite.experiments.width_minima import WidthMinima
 
 __all__ = ["ALL", "BY_NAME", "Claim", "Experiment", "Result", "reproduce"]
 
 ALL: list[type[Experiment]] = [
+    CertifiedConvolution,
     SpuriousStationary,
     Movielens,
     GeneExpression,
@@ -21,5 +31,13 @@ ALL: list[type[Experiment]] = [
     HyperspectralRecovery,
     HyperspectralDenoising,
     VideoBackground,
+    WidthMinima,
+    DecayMismatch,
+    ParallelAlexNets,
+    DropoutObjective,
+    DropoutSpectrum,
+    DropoutBalance,
+    DropoutStructures,
+    DropoutDigits,
 ]
 BY_NAME = {experiment.name: experiment for experiment in ALL}
