@@ -43,6 +43,7 @@ from theodolite.linalg.dense import all_finite
 from theodolite.linalg.lanczos import gamma
 from theodolite.losses import SampleLoss
 from theodolite.losses.biased import BiasedLoss
+from theodolite.nn.regularizers import WeightDecay
 from theodolite.value import relative_gap
 
 _BATCH = 1 << 10
@@ -154,7 +155,7 @@ def network_problem(
         present = loss.value(Z if c is None else Z + c)
         penalty = 0.5 * decay * float(sum(p.square().sum() for p in parameters.values()))
     convex = loss if c is None else BiasedLoss(loss, decay)
-    problem = Problem(convex, atom, chord(decay, found.depth, present + penalty))
+    problem = Problem(convex, atom, WeightDecay.slope(decay, found.depth, max(present + penalty, 1e-12)))
     terms = sum(p.numel() for p in parameters.values()) + 8
     return NetworkProblem(
         found.activation,
@@ -283,24 +284,6 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     """Return the trainable parameters by name; all of them when none is trainable."""
     named: dict[str, Tensor] = dict(model.named_parameters())
     return {name: p for name, p in named.items() if p.requires_grad} or named
-
-
-def chord(decay: float, depth: int, objective: float) -> float:
-    """Return lambda such that networks of at most this objective have a decay of at least lambda theta.
-
-    Parameters
-    ----------
-    decay : float
-        w > 0.
-    depth : int
-        L >= 2; for 2 it is the decay itself.
-    objective : float
-        P, attained, of a loss that is never negative; rounding is enclosed.
-    """
-    if depth == 2:
-        return decay
-    largest = (2.0 * max(objective, 1e-12) * (1.0 + 1e-9) / (decay * depth)) ** (depth / 2)
-    return 0.5 * decay * depth * largest ** (2 / depth - 1) * (1.0 - 1e-9)
 
 
 def _as_two_layers(first: Tensor, rest: list[Tensor]) -> tuple[Tensor, Tensor]:

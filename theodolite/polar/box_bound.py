@@ -23,7 +23,7 @@ box and, where it fails, on parts of it, which costs nothing for the rows.
 
 Rounding.  All of it moves :math:`\|G\|` by at most a margin of
 :math:`\gamma_k(a+4)(\|c\|+\|r\|)\sum_i\|Q_i\|\|x_i\|`, a the largest sum of the absolute coefficients of
-a polynomial; what follows, on few numbers, is covered by 2^-40 of the sizes involved.
+a polynomial; what follows, on few numbers, is covered by 2^-40 of the sizes involved, or gamma_k where they are many.
 """
 
 from __future__ import annotations
@@ -187,6 +187,7 @@ class _Model:
         self.monomials: Monomials = monomials(d - 1, degree)
         self.table: Table = table(degree).to(rows.X.device)
         self.outputs = rows.cells * rows.Q.shape[1]
+        self.slack = max(_SLACK, 2.0 * gamma(len(rows.X) + 64))  # of sums over the rows
         shape = (len(boxes), rows.cells, rows.Q.shape[1], len(self.monomials))
         self.G = rows.X.new_zeros(shape)
         self.errors: list[tuple[int, slice, Tensor, Tensor]] = []  # (cell, rows, beta, 1 / rho) of the parts
@@ -260,7 +261,7 @@ class _Model:
                 C[:, c] += ((beta / a) @ products).view(b, K, K)
             S[:, c] += weighted.sum(1)
             self.sensitivity += ((weighted * inverse) @ X.abs()) * self.boxes.radius
-        return S * (1.0 + _SLACK), C
+        return S * (1.0 + self.slack), C
 
     def _blame(self, weight: Tensor, scale: Tensor | float, more: Tensor | float = 0.0) -> None:
         """Count a polynomial's slack, (b, m), towards what each coordinate's extent causes."""
@@ -301,7 +302,7 @@ class _Model:
         free = (1.0 - size / (wanted * length)).clamp(0.0, 1.0)
         S, C = self._error_sums(g / size[:, None, None], _FLAT + free)
         K = C.shape[-1]
-        C.diagonal(dim1=-2, dim2=-1).add_(_SLACK * S[..., None] + 1e-300)
+        C.diagonal(dim1=-2, dim2=-1).add_(self.slack * S[..., None] + 1e-300)
         mu, eta = _multipliers(g, S, C, wanted * length, free)
         D = C / eta[..., None, None]
         N = mu[:, None, None, None] * torch.eye(K, dtype=g.dtype, device=g.device) - D
@@ -322,7 +323,8 @@ class _Model:
         W[:, linear] = 2.0 * center[:, self.free] * self.radius * ratio[:, None]
         W[:, square] = self.radius.square() * ratio[:, None]
         test = P - kappa[:, None] * W
-        test[:, 0] += (eta * S).sum(1) + _SLACK * (spread + test.abs().sum(1))
+        terms = max(_SLACK, gamma(4 * (self.outputs + len(self.monomials) ** 2)))
+        test[:, 0] += (eta * S).sum(1) + terms * spread + _SLACK * test.abs().sum(1)
         self._blame(double.weight(test), 0.5 / (wanted * length).clamp(min=1e-300))
         excess = _largest(double, test, rounds)
         kappa = kappa + excess / torch.where(excess > 0.0, low, high)

@@ -170,7 +170,7 @@ class BranchAndBound:
                 self.seconds = before + time.monotonic() - began
                 step = Step(self.boxes, self.open, self.lower, self.upper, self.seconds)
                 self.history.append(step)
-                enough = max(wanted, self.lower * (1.0 + tol))
+                enough = max(wanted, self.lower * (1.0 + tol), 1e-10 * self.total)  # rounding
                 over = budget is not None and self.seconds - before >= budget
                 over |= target is not None and self.lower > target
                 over |= self.open > 1.5 * self.max_open or self.upper <= enough * self._stretch
@@ -213,7 +213,7 @@ class BranchAndBound:
             rows, boxes, enough, degree=self.degree, folded=folded, margin=self._margin, rounds=rounds
         )
         self.boxes += len(boxes)
-        upper = torch.minimum(found.upper, above)
+        upper = torch.minimum(found.upper.nan_to_num(nan=math.inf), above)
         best = int(found.center.argmax())
         if float(found.center[best]) > self.lower * (1.0 + 1e-9):
             self.offer((self.axes @ center[best])[None])
