@@ -146,7 +146,7 @@ def test_filters(options):
 
 @pytest.mark.parametrize("intercept", [False, True])
 def test_copies_of_any_homogeneous_module(intercept):
-    model = ParallelNetRegressor(deep, alpha=1e-3, budget=0.5, fit_intercept=intercept).fit(X, Y)
+    model = ParallelNetRegressor(deep, alpha=1e-3, budget=4.0, fit_intercept=intercept).fit(X, Y)
     net = model.to_torch()
     parallel = net[0] if intercept else net
     assert isinstance(parallel, ParallelSubnetworks)

@@ -260,8 +260,11 @@ class ReLUAtom(Atom):
                 return
         if d <= DIMENSIONS:
             easy, rest = d <= _CLOSING and Q.shape[1] == 1, left()
+            # several outputs: ten times the boxes for each digit
+            tol = (
+                (1e-6 if easy or rest is not None else 1e-4) if target is not None else 1e-5 if easy else 1e-3
+            )
             rest = (_LONG if easy else _SHORT) if rest is None else rest
-            tol = 1e-6 if target is not None else 1e-5 if easy else 1e-3
             yield branch_and_bound(X, Q, target=target, budget=rest, starts=starts, tol=tol)
 
     def patterns(self, budget: float | None = None) -> Tensor | None:
