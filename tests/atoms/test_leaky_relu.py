@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
 
 from theodolite.atoms import LeakyReLUAtom, ReLUAtom
 from theodolite.core.problem import Problem
 from theodolite.losses import SquaredLoss
-from theodolite.polar.leaky import leaky_relu, leaky_rows
+from theodolite.polar.leaky import leaky_rows
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -22,9 +23,7 @@ def circle(m: int) -> Tensor:
 
 
 @pytest.mark.parametrize("slope", [-1.0, -0.3, 0.0, 0.01, 0.5, 1.0])
-def test_the_activation_is_that_of_torch(slope):
-    t = torch.cat([normal(50), torch.zeros(1)]).double()
-    assert torch.equal(leaky_relu(t, slope), nn.functional.leaky_relu(t, slope))
+def test_two_relus_make_the_leaky_one(slope):
     X, Q, w = normal(9, 3), normal(9, 2, seed=1), normal(3, seed=2)
     rows, weights = leaky_rows(X, Q, slope)
     assert len(rows) == (9 if slope == 0.0 else 18)

@@ -131,7 +131,7 @@ def test_many_patterns_give_an_interval_that_ascent_does_not_leave():
     X, Q = normal(60, 12), normal(60, 2, seed=1)
     atom = ReLUAtom(X, 2)
     assert atom.patterns() is None
-    value = atom.polar(Q, starts=atom.init(4, seed=3))
+    value = atom.polar(Q, starts=atom.init(4, seed=3), budget=4.0)
     W = torch.nn.functional.normalize(normal(5000, 12, seed=2))
     assert (Q.T @ torch.relu(X @ W.T)).norm(dim=0).max() <= value.low < value.high
     assert value.high < 0.5 * atom.polar(Q, budget=0.0).high

@@ -41,7 +41,7 @@ def test_claims_can_fail(result):
 
 def test_images_fall_back_on_what_is_installed(monkeypatch, tmp_path):
     monkeypatch.setattr(_images, "FASHION", tmp_path)
-    monkeypatch.setattr(_images, "_mnist", lambda: None)
+    monkeypatch.setattr(_images, "mnist", lambda: None)
     x, y, name = _images.images(50)
     assert x.shape == (50, 1, 8, 8)
     assert x.dtype == torch.float64

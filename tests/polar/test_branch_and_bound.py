@@ -170,7 +170,7 @@ def test_memory_is_bounded():
         ({"X": torch.ones(3, 2)}, "X: expected a finite float64 matrix, got torch.float32"),
         ({"Q": torch.full((3, 1), math.nan).double()}, "Q: expected a finite float64 matrix"),
         ({"Q": torch.ones(2, 1).double()}, "expected 3 rows, as X has, got 2"),
-        ({"cells": torch.zeros(2).long()}, "expected 3 rows, as X has"),
+        ({"cells": torch.zeros(2).long()}, "cells: expected 3 integers"),
         ({"X": torch.ones(3, 13).double()}, "X: expected at most 12 columns, got 13"),
     ],
 )

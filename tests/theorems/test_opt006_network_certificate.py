@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from fixtures import nets
 from torch import Tensor, nn
 
-from theodolite.estimators.trained_network import chord
 from theodolite.nn import GatedLinear
+from theodolite.nn.regularizers import WeightDecay
 from theodolite.theorems.base import Finding, evaluate
 from theodolite.theorems.optimality.network_certificate import NetworkCertificate
 from theodolite.theorems.subject import Subject
@@ -324,7 +324,7 @@ def test_decay_of_a_deep_linear_chain_known_answer():
     assert result.values["objective"].value == pytest.approx(2 * 0.278401, rel=1e-5)
     assert result.values["dual_bound"].lower == pytest.approx(2 * 0.26293, rel=1e-4)
     assert result.values["gap"].lower == 0.0
-    assert chord(0.2, 3, 0.2784013) == pytest.approx(0.31142, rel=1e-4)
+    assert WeightDecay.slope(0.2, 3, 0.2784013) == pytest.approx(0.31142, rel=1e-4)
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
@@ -353,4 +353,6 @@ def test_the_chord_holds_below_what_deep_training_reaches(depth, task):
         assert result.values["width"].value == 3
         assert result.advice
     theta = torch.linspace(0.01, 0.99, 50, dtype=torch.float64) * (2 / (decay * depth)) ** (depth / 2)
-    assert bool((0.5 * decay * depth * theta ** (2 / depth) >= chord(decay, depth, 1.0) * theta).all())
+    assert bool(
+        (0.5 * decay * depth * theta ** (2 / depth) >= WeightDecay.slope(decay, depth, 1.0) * theta).all()
+    )

@@ -14,7 +14,8 @@ X has rank at most r.  The q of the closed form makes it the optimal value, up t
 of the residual.  It needs no decomposition of Y, but does not know that the rank is limited.
 
 With inputs X, a column a sample, the products are restricted to the row space of X, spanned by rows B: then
-:math:`Y\Pi` takes the place of Y, :math:`\|Y(I-\Pi)\|_F^2` is added, and what rounding does to B is enclosed.  Every
+:math:`Y\Pi` takes the place of Y, :math:`\|Y(I-\Pi)\|_F^2` is added, and what rounding does to B is enclosed.  Where the
+inputs depend on each other but for rounding, the space cannot be told, and the bound is that without inputs.  Every
 end is moved outward by a bound of its own rounding error.
 """
 
@@ -37,7 +38,7 @@ from theodolite.value import Value, relative_gap
 
 Method = Literal["auto", "closed", "dual"]
 _SVD = 3000  # up to this min(m, n) "auto" decomposes Y
-_RANK_TOLERANCE = 1e-10  # of the inputs' singular values: directions below are left out, and said to be
+RANK_TOLERANCE = 1e-10  # of the inputs' singular values, above which they count as independent
 
 
 @dataclass(frozen=True)
@@ -82,34 +83,31 @@ class RowSpace:
         Bound of the norm of what must be added to `basis` so that its rows span the space.
     floor, ceiling : float
         Bounds of the singular values of that sum.
-    complete : bool
-        Whether no direction of the inputs was left out.
     """
 
     basis: Tensor
     error: float
     floor: float
     ceiling: float
-    complete: bool
 
 
 def row_space(X: Tensor) -> RowSpace | None:
-    """Return the row space of inputs (d, n), None where it may be everything.
+    """Return the row space of inputs (d, n), None where it cannot be told in float64 or is everything.
 
-    Directions along which the inputs are smaller than 1e-10 times their largest are left out.
+    It cannot where inputs depend on each other but for a share of 1e-10: large weights reach the directions of
+    what is left, so that leaving them out would prove nothing.
     """
     X = torch.unique(X[X.any(1)], dim=0)  # zero features and duplicates add nothing
     U, s, Vt = torch.linalg.svd(X, full_matrices=False)
-    rank = int((s > _RANK_TOLERANCE * (s[0] if len(s) else 0.0)).sum())
-    if rank == X.shape[1]:
+    rank = int((s > RANK_TOLERANCE * s[:1]).sum())
+    if rank < len(X) or rank == X.shape[1]:
         return None
-    basis, error = Vt[:rank], 0.0
-    if rank == len(X):  # T X spans what X does, and is the basis but for rounding
-        T = U[:, :rank].T / s[:rank, None]
-        error = float((T @ X - basis).norm()) + gamma(len(X) + 4) * float((T.abs() @ X.abs()).norm())
+    # T X spans what X does, and is the basis but for rounding
+    basis, T = Vt, U.T / s[:, None]
+    error = float((T @ X - basis).norm()) + gamma(len(X) + 4) * float((T.abs() @ X.abs()).norm())
     error, off = PAD * error, defect(basis.T)
     floor = math.sqrt(max(1.0 - off, 0.0)) - error
-    return RowSpace(basis, error, max(floor, 0.0), math.sqrt(1.0 + off) + error, rank == len(X))
+    return RowSpace(basis, error, max(floor, 0.0), math.sqrt(1.0 + off) + error)
 
 
 def certify_dropout(
@@ -165,8 +163,8 @@ def certify_dropout(
         Q = 2.0 * (target - U @ hidden.T)
         bound, confidence = dual_bound(Q, target, L, block=block, space=space)
         note = "dual at the residual, which does not know that the rank is limited"
-    if space is not None and not space.complete:
-        note += "; directions in which the inputs are below 1e-10 of their largest are left out"
+    if X is not None and space is None:
+        note += "; the row space of the inputs is not used: it is everything, or cannot be told in float64"
     gap = relative_gap(objective, bound)
     return DropoutCertificate(objective, min(bound, objective), gap, confidence, note)
 

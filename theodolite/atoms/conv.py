@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,8 @@ from theodolite.linalg.lanczos import PAD, UP, gamma
 from theodolite.linalg.scaled_matrix import ldexp_rounded
 from theodolite.losses.base import Support
 from theodolite.polar.ascent import relu_values, rounding_margin, segments
-from theodolite.polar.branch_and_bound import DIMENSIONS, branch_and_bound
-from theodolite.polar.relaxation import relaxation_bound
 from theodolite.polar.scaling import balanced, scaled_back
+from theodolite.polar.tiers import upper_bounds
 from theodolite.value import Value
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 _WITNESSES = 32
 _RANDOM = 512  # directions of a search for the lower end
 _HELD = 1 << 25  # numbers in the table of all patches, beyond which they are formed again and again
-_CLOSING = 6  # dimensions up to which branch and bound gets all the time
-_RELAXED = 0.2  # of the time, for the relaxations, elsewhere
 _LONG = 600.0  # seconds of a search without a limit
 _WIDTH = 1e-3  # relative width of a polar without a target
 _PATIENCE = 0.7  # of the time left: the rest is for the proof
@@ -265,7 +262,17 @@ class ConvReLUAtom(Atom):
         enough = max(-math.inf if target is None else target - lost, low * (1.0 + 1e-9), 1e-10 * crude)
         if proving and upper > enough and (self.persistent or target is None or low <= target):
             aim = None if target is None or low > target else target - lost
-            for found in self._proofs(X, V, unit(W), aim, left):
+            for found in upper_bounds(
+                X,
+                V,
+                cells=rows.cells,
+                starts=unit(W),
+                target=aim,
+                left=left,
+                patience=_LONG,
+                tol=_WIDTH if aim is None else 1e-6,
+                device=self.images.device,
+            ):
                 if found.high < upper:
                     upper, note = found.high, found.note.removeprefix("upper end: ")
                 if found.witness is not None:
@@ -279,33 +286,6 @@ class ConvReLUAtom(Atom):
         U = unit(self._pulled(W, Q.to(self.images.device)))
         value = Value.bound(min(lower, upper), upper, witness=(W, U), note="upper end: " + note)
         return scaled_back(value, exponent)
-
-    def _proofs(
-        self,
-        X: Tensor,
-        V: Tensor,
-        starts: Tensor,
-        target: float | None,
-        left: Callable[[], float | None],
-    ) -> Iterator[Value]:
-        """Yield proved bounds of the function of the rows."""
-        cells, seconds = self.rows.cells, left()
-        seconds = _LONG if seconds is None else seconds
-        if self.width == 1:
-            values = relu_values(X, V, torch.tensor([[1.0], [-1.0]], dtype=X.dtype), cells)
-            top = float(values.max()) + rounding_margin(X, V, cells)
-            yield Value.bound(0.0, top, note="upper end: both directions")
-            return
-        if self.width > _CLOSING:  # branch and bound may end far from the maximum: the relaxations count, too
-            share = max(_RELAXED * seconds, 1e-3)
-            relaxed = relaxation_bound(X, V, cells, budget=share, device=self.images.device)
-            yield relaxed
-            if target is not None and relaxed.high <= target:
-                return
-            seconds = max(seconds - share, 0.0)
-        if self.width <= DIMENSIONS:
-            tol = _WIDTH if target is None else 1e-6
-            yield branch_and_bound(X, V, cells=cells, target=target, budget=seconds, starts=starts, tol=tol)
 
     def _pulled(self, W: Tensor, Q: Tensor) -> Tensor:
         """Return sum_i h_ic(w) Q_i for each filter, shape (r, C K)."""

@@ -20,9 +20,8 @@ from torch import Tensor
 from theodolite.atoms.conv_patches import Geometry
 from theodolite.linalg.dense import largest
 from theodolite.linalg.lanczos import PAD, gamma
+from theodolite.polar.rows import direction_digits, hash_factors
 from theodolite.polar.scaling import power
-
-_DIGITS = 1e10
 
 
 @dataclass(frozen=True)
@@ -83,16 +82,16 @@ def merged_rows(geometry: Geometry, images: Tensor, basis: Tensor | None) -> Row
     exponent = math.frexp(top)[1] if top > 0.0 else 0
     images = power(images, -exponent)
     P, d = math.prod(geometry.pool), geometry.width
-    factors = np.random.default_rng(0).integers(2**62, size=d, dtype=np.int64) | 1
+    factors = hash_factors(d)
     parts = []
     for part in geometry.chunks(len(images)):
         patches = geometry.patches(images[part])
         sizes = torch.linalg.vector_norm(patches, dim=3)
         p, i, c = (sizes > 0.0).nonzero(as_tuple=True)
         rows, lengths = patches[p, i, c], sizes[p, i, c]
-        # a hash of the direction's digits, modulo 2^64; where two collide, `rest` below is large
-        digits = (rows / lengths[:, None]).mul_(_DIGITS).round_().long().numpy()
-        parts.append((torch.from_numpy(digits @ factors), c, i + part.start, p, lengths))
+        # where two hashes collide, `rest` below is large
+        hashed = torch.from_numpy(direction_digits(rows, lengths) @ factors)
+        parts.append((hashed, c, i + part.start, p, lengths))
     hashes, c, i, p, lengths = (torch.cat(x) for x in zip(*parts, strict=True))
     _, direction = np.unique(hashes.numpy(), return_inverse=True)
     key = c.numpy() * (len(hashes) + 1) + direction.reshape(-1)  # the groups in the order of their cells

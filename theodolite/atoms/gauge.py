@@ -14,11 +14,13 @@ from theodolite.core.atom import Atom
 from theodolite.core.params import Params, count
 from theodolite.core.problem import Problem
 from theodolite.core.repair import prune
-from theodolite.linalg.lanczos import gamma
+from theodolite.linalg.lanczos import FailureLedger, gamma
 from theodolite.losses.squared import SquaredLoss
 from theodolite.value import Value
 
 _SHARES = (0.1, 0.01, 0.001)  # of the polar, for the problems whose residuals are tried
+_DELTA = 1e-9  # chance that a bound does not hold
+_APART = 100_003  # between the seeds of the solver and of the bounds
 
 
 def gauge_bounds(atom: Atom, params: Params, *, budget: float | None = None, seed: int = 0) -> Value:
@@ -50,7 +52,10 @@ def gauge_bounds(atom: Atom, params: Params, *, budget: float | None = None, see
         if not bool(Z.any()):
             return Value.bound(0.0, 0.0, note="the predictions are zero")
         share = None if budget is None else budget / (len(_SHARES) + 1)
-        loss, top = SquaredLoss(Z), atom.polar(Z, budget=share, seed=seed)
+        # each Q depends on the answers before: their starts are not to be those of the solver
+        ledger = FailureLedger(_DELTA, seed + _APART)
+        delta, start = ledger.next()
+        loss, top = SquaredLoss(Z), atom.polar(Z, budget=share, seed=start, delta=delta)
         fewer = prune(Problem(loss, atom, max(top.low, 1e-300)), params)
         if bool(torch.equal(atom.phi(fewer), Z)):
             theta = min(theta, float(atom.theta(fewer).sum()))
@@ -66,10 +71,12 @@ def gauge_bounds(atom: Atom, params: Params, *, budget: float | None = None, see
             Q = Z - problem.predictions(solution.params)
             if not bool(Q.any()):
                 continue
-            polar = atom.polar(Q, budget=share, seed=seed)
+            delta, start = ledger.next()
+            polar = atom.polar(Q, budget=share, seed=start, delta=delta)
+            confidence += polar.confidence - 1.0  # a choice between them: all must hold
             found = (float((Q * Z).sum()) - rounding * float(Q.norm())) / polar.high
-            if math.isfinite(found) and found > lower:
-                lower, confidence = found, polar.confidence
+            if math.isfinite(found):
+                lower = max(lower, found)
     return Value.bound(
         min(max(lower, 0.0), upper),
         upper,

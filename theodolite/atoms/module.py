@@ -252,12 +252,13 @@ class ModuleAtom(Atom):
             return Value.bound(0.0, 0.0, witness=self.init(1, seed), note="upper end: Q = 0")
         rows = self._rows.cpu()
         crude = row_sum(Q, rows)
-        upper, note = crude, "sum of |Q_i| times the product bound of the sample"
+        upper, note, confidence = crude, "sum of |Q_i| times the product bound of the sample", 1.0
         if budget != 0.0 and crude > 0.0:
             for share in _SHARES:
                 if budget is not None and time.monotonic() - began > _PROOF * budget:
                     break
-                bound = self._together(Q, rows, share)
+                bound, sure = self._together(Q, rows, share, delta / len(_SHARES), seed)
+                confidence += sure - 1.0  # a choice between them: all must hold
                 if bound < upper:
                     upper, note = bound, "product of the layers' norms for all samples together"
         left = None if budget is None else max(budget - (time.monotonic() - began), 0.0)
@@ -266,11 +267,13 @@ class ModuleAtom(Atom):
         if values[0] < 0.0:  # the zero subnetwork attains 0, but has no direction
             witness, rounding = None, math.inf
         low = min(max(float(values[0]) - rounding, 0.0), upper)
-        found = Value.bound(low, upper, witness=witness, note="upper end: " + note)
+        found = Value.bound(low, upper, confidence=confidence, witness=witness, note="upper end: " + note)
         return scaled_back(found, exponent)
 
-    def _together(self, Q: Tensor, rows: Tensor, share: float) -> float:
-        """Return the bound with the weights d_i = (|Q_i| / b_i)^(share / 2) of the samples."""
+    def _together(
+        self, Q: Tensor, rows: Tensor, share: float, delta: float, seed: int
+    ) -> tuple[float, float]:
+        """Return the bound with the weights d_i = (|Q_i| / b_i)^(share / 2) of the samples, and its confidence."""
         size = Q.norm(dim=1)
         used = (size > 0.0) & (rows > 0.0)
         ratio = torch.where(used, size / rows, 1.0)
@@ -278,14 +281,12 @@ class ModuleAtom(Atom):
         d = torch.where(used, ratio ** (share / 2), 0.0)
         quotient = torch.where(used[:, None], Q / torch.where(used, d, 1.0)[:, None], 0.0)
         error = gamma(4) * float(quotient.norm())
-        norm = (
-            sigma_max(quotient).high
-            if self._linear_end
-            else float(quotient.norm()) * (1.0 + gamma(Q.numel() + 8))
-        )
-        return (
-            (norm + error) * sum(term.size(d) for term in self._terms) * (1.0 + gamma(len(self._terms) + 8))
-        )
+        norm, confidence = float(quotient.norm()) * (1.0 + gamma(Q.numel() + 8)), 1.0
+        if self._linear_end:
+            spectral = sigma_max(quotient, delta=delta, seed=seed)
+            norm, confidence = spectral.high, spectral.confidence
+        sizes = sum(term.size(d) for term in self._terms)
+        return (norm + error) * sizes * (1.0 + gamma(len(self._terms) + 8)), confidence
 
     def _search(
         self, Q: Tensor, starts: Params | None, seed: int, budget: float | None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import leaky_relu
 
 from theodolite.atoms.inputs import (
     as_inputs,
@@ -31,10 +32,10 @@ from theodolite.linalg.scaled_matrix import ldexp_rounded
 from theodolite.losses.base import Support
 from theodolite.polar.arrangement import TooManyPatterns, arrangement_polar, patterns
 from theodolite.polar.ascent import relu_ascent, relu_values
-from theodolite.polar.branch_and_bound import DIMENSIONS, branch_and_bound
-from theodolite.polar.leaky import leaky_relu, leaky_rows
-from theodolite.polar.relaxation import relaxation_bound
+from theodolite.polar.branch_and_bound import DIMENSIONS
+from theodolite.polar.leaky import leaky_rows
 from theodolite.polar.scaling import balanced, lengths, scaled_back
+from theodolite.polar.tiers import CLOSING, upper_bounds
 from theodolite.value import Value
 
 if TYPE_CHECKING:
@@ -44,9 +45,10 @@ PATTERN_LIMIT = 500_000
 _PATTERN_ENTRIES = 5e7  # of the table of patterns, one byte each
 _PATTERNS_A_SECOND = 50_000  # on a slow core
 _PATTERNS = 50_000  # that are enumerated where branch and bound would do
-_CLOSING = 6  # dimensions up to which branch and bound closes in reasonable time,
-_LONG, _SHORT = 600.0, 30.0  # seconds of it without a budget, and beyond them or for several outputs
-_RELAXED = 0.3  # share of the time for the relaxations before it
+_LONG, _SHORT = (
+    600.0,
+    30.0,
+)  # seconds of branch and bound without a budget, and for several outputs or many inputs
 _WITNESSES = 32
 _GROWTHS, _FRESH = 10, 16
 _PATIENCE = 0.7  # of the time left: the rest is for the proof
@@ -251,21 +253,21 @@ class ReLUAtom(Atom):
         enumerated: bool,
     ) -> Iterator[Value]:
         """Yield bounds by relaxations, and by branch and bound where there are few dimensions."""
-        d, seconds = X.shape[1], left()
-        if d > _CLOSING and not enumerated:  # seldom within a factor of 1.5 of the maximum
-            some = None if seconds is None else max(seconds * (_RELAXED if d <= DIMENSIONS else 1.0), 1e-3)
-            relaxed = relaxation_bound(X, Q, budget=some, device=self.X.device)
-            yield relaxed
-            if target is not None and relaxed.high <= target:
-                return
-        if d <= DIMENSIONS:
-            easy, rest = d <= _CLOSING and Q.shape[1] == 1, left()
-            # several outputs: ten times the boxes for each digit
-            tol = (
-                (1e-6 if easy or rest is not None else 1e-4) if target is not None else 1e-5 if easy else 1e-3
-            )
-            rest = (_LONG if easy else _SHORT) if rest is None else rest
-            yield branch_and_bound(X, Q, target=target, budget=rest, starts=starts, tol=tol)
+        easy = X.shape[1] <= CLOSING and Q.shape[1] == 1
+        tol = 1e-5 if easy else 1e-3
+        if target is not None:  # several outputs: ten times the boxes for each digit
+            tol = 1e-6 if easy or left() is not None else 1e-4
+        return upper_bounds(
+            X,
+            Q,
+            starts=starts,
+            target=target,
+            left=left,
+            patience=_LONG if easy else _SHORT,
+            tol=tol,
+            relax=not enumerated,
+            device=self.X.device,
+        )
 
     def patterns(self, budget: float | None = None) -> Tensor | None:
         """Return all activation patterns of the inputs, (p, n) bool, or None where they are too many.

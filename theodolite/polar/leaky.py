@@ -10,12 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["leaky_relu", "leaky_rows"]
-
-
-def leaky_relu(t: Tensor, slope: float) -> Tensor:
-    """Return t where it is positive, slope * t elsewhere."""
-    return torch.where(t > 0.0, t, slope * t) if slope else torch.relu(t)
+__all__ = ["leaky_rows"]
 
 
 def leaky_rows(X: Tensor, Q: Tensor, slope: float) -> tuple[Tensor, Tensor]:

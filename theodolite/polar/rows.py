@@ -142,6 +142,16 @@ def _added_up(X: Tensor, Q: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tens
     return X, Q, cells, slack
 
 
+def direction_digits(X: Tensor, sizes: Tensor) -> NDArray[np.int64]:
+    """Return ten digits of each row's direction, shape (n, d), for rows of given lengths."""
+    return (X / sizes[:, None]).mul_(1e10).round_().long().numpy()
+
+
+def hash_factors(width: int) -> NDArray[np.int64]:
+    """Return factors whose sums with integers, modulo 2^64, seldom agree where the integers do not."""
+    return np.random.default_rng(0).integers(2**62, size=width, dtype=np.int64) | 1
+
+
 def same_direction(X: Tensor, sizes: Tensor, cells: Tensor) -> Tensor:
     """Return the number of each row's group: rows of one cell whose directions agree to ten digits.
 
@@ -149,11 +159,10 @@ def same_direction(X: Tensor, sizes: Tensor, cells: Tensor) -> Tensor:
     """
 
     def keys(rows: Tensor, lengths: Tensor, of: Tensor) -> NDArray[np.int64]:
-        rounded = (rows / lengths[:, None]).mul_(1e10).round_().add_(0.0)
-        return np.concatenate([rounded.numpy().view(np.int64), of.numpy()[:, None]], 1)
+        return np.concatenate([direction_digits(rows, lengths), of.numpy()[:, None]], 1)
 
-    # A hash of each row (modulo 2^64) first: few rows, if any, have to be sorted entry by entry.
-    factors = np.random.default_rng(0).integers(2**62, size=X.shape[1] + 1, dtype=np.int64) | 1
+    # A hash of each row first: few rows, if any, have to be sorted entry by entry.
+    factors = hash_factors(X.shape[1] + 1)
     parts = zip(X.split(_PART), sizes.split(_PART), cells.split(_PART), strict=True)
     hashes = np.concatenate([keys(*part) @ factors for part in parts])
     _, group, members = np.unique(hashes, return_inverse=True, return_counts=True)

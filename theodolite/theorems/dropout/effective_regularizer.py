@@ -83,8 +83,14 @@ class EffectiveRegularizer(Theorem):
         note = "added to the mean training loss by the masks of this layer alone"
         if len(sites) < len(found.sites):
             note += f"; not measured: {', '.join(s.name for s in found.sites if s.reason)}"
+        # the largest of several estimates is within its interval only where all of them are in theirs
+        estimates = sum(value.kind == "estimate" for value in values.values())
         head = _scaled(
-            values[largest], 1.0, note=f"{note}; {values[largest].note}".rstrip("; "), layer=largest
+            values[largest],
+            1.0,
+            note=f"{note}; {values[largest].note}".rstrip("; "),
+            layer=largest,
+            chosen=estimates,
         )
         mean = total / subject.n
         result = {"regularizer": head}
@@ -157,11 +163,14 @@ def _estimated(subject: Subject, found: Dropped, site: Site) -> Value:
     return monte_carlo(draw, DRAWS, confidence=0.99)
 
 
-def _scaled(value: Value, factor: float, *, note: str, layer: str) -> Value:
-    """Return a value times a positive factor, with another note."""
+def _scaled(value: Value, factor: float, *, note: str, layer: str, chosen: int = 1) -> Value:
+    """Return a value times a positive factor, with another note; an estimate chosen among so many."""
     witness, number = {"layer": layer}, float(value.value or 0.0) * factor
     if value.kind == "estimate":
         low, high = value.low * factor, value.high * factor
-        return Value.estimate(number, low, high, confidence=value.confidence, witness=witness, note=note)
+        sure = 1.0 - chosen * (1.0 - value.confidence)
+        if sure <= 0.0:  # a union over so many says nothing
+            return Value.score(number, witness=witness, note=note)
+        return Value.estimate(number, low, high, confidence=sure, witness=witness, note=note)
     make = Value.exact if value.kind == "exact" else Value.score
     return make(number, witness=witness, note=note)

@@ -79,8 +79,8 @@ class MinimumAtZero(Theorem):
         params = atom.stack([subject.model])
         seed = int(subject.generator(self.code).initial_seed())
         at_zero = -loss.gradient(loss.zeros())
-        upper = atom.polar(at_zero, target=0.0, budget=0.1 * _SECONDS, seed=seed).high
-        radii = [f(decay, atom.degree, upper) for f in (WeightDecay.basin, WeightDecay.attraction)]
+        polar = atom.polar(at_zero, target=0.0, budget=0.1 * _SECONDS, seed=seed)
+        radii = [f(decay, atom.degree, polar.high) for f in (WeightDecay.basin, WeightDecay.attraction)]
         size = float(sum(p.square().sum() for p in params)) ** 0.5
         penalty = 0.5 * decay * size**2
         objective = loss.value(atom.phi(params)) + penalty
@@ -92,14 +92,17 @@ class MinimumAtZero(Theorem):
         empty = Problem(loss, atom, slope).certify(atom.init(0), budget=0.3 * left, seed=seed)
         rounding = gamma(sum(p.numel() for p in params) + atom.depth) * (penalty + loss.value(loss.zeros()))
         bound = min(max(certificate.dual_bound, empty.dual_bound, 0.0), best)
+        sure = certificate.confidence + empty.confidence - 1.0  # the better of two: both must hold
         return {
             "basin_radius": Value.bound(
                 lower=radii[0],
+                confidence=polar.confidence,
                 unit="norm of all weights",
                 note="no other weights up to this norm have an objective as small as W = 0 has",
             ),
             "attraction_radius": Value.bound(
                 lower=radii[1],
+                confidence=polar.confidence,
                 unit="norm of all weights",
                 witness={"norm": size},
                 note=f"gradient flow from any weights up to this norm ends at W = 0; here it is {format_number(size)}",
@@ -107,12 +110,14 @@ class MinimumAtZero(Theorem):
             "objective_at_zero": Value.exact(zero, note=f"here it is {format_number(objective)}"),
             "dual_bound": Value.bound(
                 lower=bound,
+                confidence=sure,
                 note="no sum of networks of this architecture has a smaller objective, loss + decay: by the chord of the "
                 "decay, " + certificate.polar.note,
             ),
             "gap": Value.bound(
                 0.0,
                 relative_gap(objective + rounding, bound),
+                confidence=sure,
                 note="relative to the objective here: what a sum of such networks can take off it, at most",
             ),
         }
