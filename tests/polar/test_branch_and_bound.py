@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from theodolite.polar import branch_and_bound as module
+from theodolite.polar import box_search as module
 from theodolite.polar.arrangement import arrangement_polar
 from theodolite.polar.ascent import relu_ascent
 from theodolite.polar.branch_and_bound import BranchAndBound, branch_and_bound

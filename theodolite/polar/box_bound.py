@@ -68,6 +68,10 @@ class Rows:
         """Number of cells."""
         return len(self.starts) - 1
 
+    def labels(self) -> Tensor:
+        """Return the number of each row's cell, shape (n,)."""
+        return torch.repeat_interleave(self.starts.diff())
+
     def taken(self, index: Tensor) -> Rows:
         """Return some of the rows, given by increasing indices."""
         return Rows(self.X[index], self.Q[index], torch.searchsorted(index, self.starts))
