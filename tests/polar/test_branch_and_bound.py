@@ -178,3 +178,18 @@ def test_input_that_is_refused(change, message):
     good = {"X": torch.ones(3, 2).double(), "Q": torch.ones(3, 1).double(), "cells": None}
     with pytest.raises(ValueError, match=message):
         branch_and_bound(**(good | change))
+
+
+def test_where_it_will_not_close_boxes_are_asked_for_less_first(monkeypatch):
+    X, Q = problem(400, 8, 3, seed=2)
+
+    def searched() -> BranchAndBound:
+        search = BranchAndBound(X, Q)
+        search.offer(relu_ascent(X, Q)[0])
+        search.run(tol=1e-4, callback=lambda step: step.boxes >= 10_000)
+        return search
+
+    staged = searched()
+    monkeypatch.setattr(module, "_DIRECT", 12)
+    direct = searched()
+    assert staged.lower <= staged.upper < 0.8 * direct.upper

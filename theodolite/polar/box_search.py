@@ -37,6 +37,8 @@ _TOGETHER = 512  # otherwise so many boxes, by
 _FEW = 2  # halvings each
 _ROUNDS, _ROUNDS_FEW = 6, 1  # times that the domain of a polynomial is halved: it costs the same for few rows
 _OPEN = 2_000_000  # boxes at most: memory
+_DIRECT = 6  # dimensions up to which a box is asked for what is enough at once, not first for
+_FIRST, _NEXT = 2.0, 0.75  # so many times what is attained, and then for such a part of it
 _WITNESSES = 16
 
 
@@ -176,7 +178,7 @@ class BranchAndBound:
                 over |= self.done(target, tol)
                 if (callback is not None and callback(self.history[-1])) or over:
                     return
-                self._divide(self._enough(target, tol))
+                self._divide(*self._aims(target, tol))
         finally:
             self.seconds = before + time.monotonic() - began
 
@@ -191,10 +193,23 @@ class BranchAndBound:
         wanted = -math.inf if target is None else target / self._stretch
         return max(wanted, self.lower * (1.0 + tol), 1e-10 * self.total)  # rounding
 
+    def _aims(self, target: float | None, tol: float) -> tuple[float, float]:
+        """Return the bound up to which a box is closed, and one that is asked of it next.
+
+        Where what is enough is out of reach, bounds tuned for it are loose.
+        """
+        enough = self._enough(target, tol)
+        if len(self.frontiers) <= _DIRECT:
+            return enough, enough
+        aim = max(_FIRST * self.lower, enough)
+        while aim > enough and self.upper <= aim * self._stretch:
+            aim = max(_NEXT * aim, enough)
+        return enough, aim
+
     def _step(self) -> Step:
         return Step(self.boxes, self.open, self.lower, self.upper, self.seconds)
 
-    def _divide(self, enough: float) -> None:
+    def _divide(self, enough: float, aim: float) -> None:
         crowded = self.open > self.max_open  # then those that will be closed the soonest
         tops = [f.top for f in self.frontiers]
         axis = max(range(len(tops)), key=lambda j: self.frontiers[j].count if crowded else tops[j])
@@ -224,7 +239,7 @@ class BranchAndBound:
         boxes = Boxes(center, radius, axis)
         rounds = _ROUNDS if self._many else _ROUNDS_FEW
         found = bound_boxes(
-            rows, boxes, enough, degree=self.degree, folded=folded, margin=self._margin, rounds=rounds
+            rows, boxes, aim, degree=self.degree, folded=folded, margin=self._margin, rounds=rounds
         )
         self.boxes += len(boxes)
         upper = torch.minimum(found.upper.nan_to_num(nan=math.inf), above)

@@ -15,7 +15,7 @@ __all__ = ["CLOSING", "upper_bounds"]
 
 CLOSING = 6
 """Dimensions up to which branch and bound closes in reasonable time, and gets all of it."""
-_RELAXED = 0.3  # of the time for the relaxations before it
+_RELAXED, _MOST = 0.3, 30.0  # of the time for the relaxations before it, and seconds at most
 
 
 def upper_bounds(
@@ -56,7 +56,9 @@ def upper_bounds(
     """
     d, seconds = X.shape[1], left()
     if d > CLOSING and relax:
-        some = None if seconds is None else max(seconds * (_RELAXED if d <= DIMENSIONS else 1.0), 1e-3)
+        some = seconds
+        if seconds is not None and d <= DIMENSIONS:
+            some = min(max(seconds * _RELAXED, 1e-3), _MOST)
         relaxed = relaxation_bound(X, Q, cells, budget=some, device=device)
         yield relaxed
         if target is not None and relaxed.high <= target:
