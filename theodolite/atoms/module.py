@@ -84,14 +84,14 @@ class ModuleAtom(Atom):
         If an argument is out of range; if the module is not proved to be homogeneous: the sentence names the
         layer and why; or if no rule bounds one of its operations.
 
-    References
-    ----------
-    Haeffele and Vidal, arXiv 1506.07540 (2015); CVPR 2017.
-
     Notes
     -----
     The zero network is a stationary point for L > 2, so that descent never leaves it by itself: witnesses of the polar
     are added at finite size.
+
+    References
+    ----------
+    Haeffele and Vidal, arXiv 1506.07540 (2015); CVPR 2017.
     """
 
     def __init__(
