@@ -38,6 +38,7 @@ def options(**changes) -> Namespace:
         "n": 20,
         "gates": 2,
         "verbose": 0,
+        "jobs": 1,
     }
     usual |= {"restarts": 8, "dimensions": 2, "width": 4, "steps": 60}
     usual |= {"share": "0.1", "lambda_budget": "0.2", "images": 60}
