@@ -6,6 +6,7 @@ from theodolite.nn import regularizers
 from theodolite.nn.dropout import BernoulliDropout, DropBlock, DropConnect
 from theodolite.nn.gated import GatedLinear
 from theodolite.nn.parallel import ParallelSubnetworks
+from theodolite.nn.scattering2d import Scattering2D
 
 __all__ = [
     "BernoulliDropout",
@@ -13,5 +14,6 @@ __all__ = [
     "DropConnect",
     "GatedLinear",
     "ParallelSubnetworks",
+    "Scattering2D",
     "regularizers",
 ]

@@ -1,0 +1,105 @@
+"""Scattering transforms against Kymatio: CPU seconds, memory, filters, and how far the outputs are apart.
+
+``2d-32``, ``2d-224``, ``2d-224-16``, ``2d-256``
+    images of that side, J = 3 (4 for ``2d-256``), L = 8, batches of 128, 4, 16 and 4, float32.
+
+Contenders alternate in one process: ``ratio`` is the median of Kymatio's seconds over ours.  ``memory`` is the peak above
+what was held before the call, in MiB, each in a process of its own; ``filters`` the seconds of building a transform.
+The last line is one JSON object; ``error`` is the relative distance of the outputs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import resource
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.peers import kymatio
+from benchmarks.timing import alternate, read_options
+from theodolite.nn import Scattering2D
+
+CASES: dict[str, tuple[int, int, int]] = {  # J, side, batch
+    "2d-32": (3, 32, 128),
+    "2d-224": (3, 224, 4),
+    "2d-224-16": (3, 224, 16),
+    "2d-256": (4, 256, 4),
+}
+MAKERS: dict[str, Callable[..., Any]] = {"ours": Scattering2D, "kymatio": kymatio.scattering2d}
+
+
+def made(name: str, case: str) -> tuple[Any, torch.Tensor]:
+    """Return a transform and an input."""
+    J, side, batch = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+    return MAKERS[name](J=J, shape=(side, side)), torch.randn(batch, side, side, generator=generator)
+
+
+def peak(name: str, case: str) -> float:
+    """Return by how many MiB the first call of a transform raises the peak, measured in this process."""
+    transform, x = made(name, case)
+    with torch.no_grad():
+        transform(x[:1])  # tables and threads
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _status("VmRSS")
+        transform(x)
+    return (_status("VmHWM") - before) / 1024.0
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def memory(options: Namespace) -> dict[str, float]:
+    """Return the peaks of both, each of a fresh process."""
+    found = {}
+    for name in MAKERS:
+        command = [sys.executable, "-m", "benchmarks.scattering", "--case", options.case, "--threads"]
+        command += [str(options.threads), "--memory", name]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found[name] = round(float(out.splitlines()[-1]), 1)
+    return found
+
+
+def main() -> None:
+    options = read_options(__doc__, list(CASES), "2d-32", runs=7, memory="")
+    if options.memory:
+        print(peak(options.memory, options.case))
+        return
+    if why := kymatio.missing():
+        raise SystemExit(f"--case {options.case}: {why}")
+    transforms, filters = {}, {}
+    for name in MAKERS:
+        start = time.process_time()
+        transforms[name], x = made(name, options.case)
+        filters[name] = round(time.process_time() - start, 3)
+    with torch.no_grad():
+        ours, theirs = (transforms[name](x) for name in MAKERS)
+        seconds = alternate({name: lambda t=t: t(x) for name, t in transforms.items()}, options.runs)
+    result = {
+        "ours": round(seconds["ours"], 4),
+        "peer": round(seconds["kymatio"], 4),
+        "ratio": round(seconds["kymatio"] / seconds["ours"], 2),
+        "error": float((ours - theirs).norm() / theirs.norm()),
+        "filters": {**filters, "ratio": round(filters["kymatio"] / filters["ours"], 1)},
+    }
+    peaks = memory(options)
+    result["memory"] = {**peaks, "ratio": round(peaks["ours"] / peaks["kymatio"], 3)}
+    last = {"unit": "s", "device": "cpu", "threads": options.threads}
+    print(json.dumps({"benchmark": "scattering", "case": options.case, **result, **last}))
+
+
+if __name__ == "__main__":
+    main()
