@@ -236,7 +236,8 @@ class Scattering2D(nn.Module):
 
         A stage whose bank has an upper frame bound B, on the grid that it works on and with its branches as they are
         subsampled, multiplies energies by B at most; those that wavelets pass on are multiplied by later ones.  Padding
-        copies a pixel up to c times, which multiplies energies by c.
+        copies a pixel up to c times, which multiplies energies by c.  This is of the transform with the bank's filters in
+        exact arithmetic; coefficients carry the rounding of their precision.
 
         Raises
         ------

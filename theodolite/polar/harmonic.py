@@ -68,10 +68,6 @@ class Moments:
         :math:`\sum_{i\in c}\tilde Q_i\tilde Q_i^T/\|\tilde Q_i\|` over S.
     spread_error : float
         Bound of its error in the spectral norm.
-    reach : float
-        Largest :math:`|\hat x_i\cdot w|` that matters.
-    fixed : tuple of Moment
-        Those with coefficient 1: of a linear part by itself, where the others are to make up |t| / 2 in place of relu(t).
     """
 
     d: int
@@ -82,8 +78,6 @@ class Moments:
     sizes: Tensor
     spread: Tensor
     spread_error: float
-    reach: float = 1.0
-    fixed: tuple[Moment, ...] = ()
 
     @property
     def degree(self) -> int:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from theodolite.linalg.lanczos import PAD, UNIT_ROUNDOFF, UP, gamma
 from theodolite.linalg.symmetric import leading_eigenpairs, proved_eigenvalue
 from theodolite.polar.harmonic import Moment, Moments, gegenbauer, kernel_error
 
-__all__ = ["Choice", "choice_bound", "harmonic_program"]
+__all__ = ["harmonic_program"]
 
 _FINE = 1 << 15  # angles at which an envelope is checked
 _CUTS, _STEPS = 6, 30  # densities added, and steps towards each
@@ -59,7 +58,7 @@ def harmonic_program(moments: Moments, *, envelope: bool = True, joint: bool = T
     x, _ = program.solve([_separate(moments)])
     best, density, cuts = math.inf, None, []
     for _ in range(_CUTS if joint else 1):
-        bound, density = choice_bound(moments, program.choice(x), density)
+        bound, density = _choice_bound(moments, program.choice(x), density)
         best = min(best, bound)
         cuts.append(_costs(moments, density))
         if not joint or bound > 3.0 * best:
@@ -71,7 +70,7 @@ def harmonic_program(moments: Moments, *, envelope: bool = True, joint: bool = T
 
 
 @dataclass(frozen=True)
-class Choice:
+class _Choice:
     """Coefficients for which a + e bounds the error of c, and e is nonnegative: proved."""
 
     c: Array  # of each moment
@@ -97,13 +96,13 @@ class _Program:
 
     @classmethod
     def of(cls, moments: Moments, envelope: bool) -> _Program:
-        nodes = _cosines(16 * max(moments.degree, 4), moments.reach)
+        nodes = _cosines(16 * max(moments.degree, 4))
         degrees = [moment.degree for moment in moments.several]
         enveloping = sorted(moments.plus) if envelope else []
         basis = torch.stack(gegenbauer(torch.from_numpy(nodes), moments.d, moments.degree), 1).numpy()
         model, one = basis[:, degrees], np.ones((len(nodes), 1))
         e = np.hstack([one, basis[:, enveloping], -basis[:, enveloping]]) if envelope else one[:, :0]
-        relu, none = _target(moments, nodes), np.zeros_like(model)
+        relu, none = nodes.clip(min=0.0), np.zeros_like(model)
         rows = [
             np.hstack([model, -model, -one, -e]),
             np.hstack([-model, model, -one, -e]),
@@ -121,24 +120,24 @@ class _Program:
             np.array(rest if envelope else []),
         )
 
-    def solve(self, cuts: list[tuple[Array, float, float]]) -> tuple[Array, float]:
+    def solve(self, cuts: list[tuple[Array, float]]) -> tuple[Array, float]:
         """Return c+, c-, a, e_0, e+, e- and the value: zeros and inf where the solver fails."""
         count = 2 * len(self.degrees) + 1 + len(self.rest)
-        above = np.array([[*m, *m, a, *(0.0 * self.rest), -1.0] for m, a, _ in cuts])
+        above = np.array([[*m, *m, a, *(0.0 * self.rest), -1.0] for m, a in cuts])
         rows = np.vstack([np.hstack([self.rows, np.zeros((len(self.rows), 1))]), above])
         cost = np.concatenate([np.zeros(count - len(self.rest)), self.rest, [1.0]])
-        right = np.concatenate([self.right, [-linear for _, _, linear in cuts]])
+        right = np.concatenate([self.right, np.zeros(len(cuts))])
         solved = linprog(cost, rows, right, bounds=(0.0, None), method="highs")
         return (solved.x[:-1], float(solved.fun)) if solved.status == 0 else (np.zeros(count), math.inf)
 
-    def choice(self, x: Array) -> Choice:
+    def choice(self, x: Array) -> _Choice:
         """Return a solution with what it lacks added."""
         k, E = len(self.degrees), len(self.enveloping)
         c, a, e = x[:k] - x[k : 2 * k], float(x[2 * k]), np.zeros(E + 1)
         if len(self.rest):
             e = np.concatenate([x[2 * k + 1 : 2 * k + 2], x[2 * k + 2 : 2 * k + 2 + E] - x[2 * k + 2 + E :]])
         L = max([*self.degrees, *self.enveloping])
-        nodes = torch.from_numpy(_cosines(_FINE, self.moments.reach))
+        nodes = torch.from_numpy(_cosines(_FINE))
         basis = gegenbauer(nodes, self.moments.d, L)
         model, envelope = torch.zeros_like(nodes), torch.zeros_like(nodes)
         for total, parts in (
@@ -151,35 +150,29 @@ class _Program:
         between = (math.pi / (2 * _FINE)) ** 2 / 8.0 * (L**2 * size + 1.0)
         rounding = (kernel_error(self.moments.d, L) + gamma(4 * k + 4 * E + 32)) * size + 8.0 * UNIT_ROUNDOFF
         margin = PAD * (between + rounding)
-        lack = float(((_target(self.moments, nodes) - model).abs() - envelope).max()) - a + margin
+        lack = float(((nodes.clip(min=0.0) - model).abs() - envelope).max()) - a + margin
         below = margin - float(envelope.min()) if E else 0.0
         rest = e[0] + max(0.0, below)
         if E:
             rest += (
                 np.maximum(e[1:], 0.0) @ self.rest[1 : E + 1] + np.maximum(-e[1:], 0.0) @ self.rest[E + 1 :]
             )
-        return Choice(c, max(0.0, a + lack), float(rest))
+        return _Choice(c, max(0.0, a + lack), float(rest))
 
 
-def _target(moments: Moments, t: Any) -> Any:
-    """Return relu(t), or |t| / 2 where the linear part is by itself."""
-    return 0.5 * abs(t) if moments.fixed else t.clip(min=0.0)
-
-
-def _separate(moments: Moments) -> tuple[Array, float, float]:
-    """Return the costs of |c_l|, of a and of nothing, where each has a maximum of its own."""
+def _separate(moments: Moments) -> tuple[Array, float]:
+    """Return the costs of |c_l| and of a, where each has a maximum of its own."""
 
     def norm(moment: Moment) -> float:
         top = float(leading_eigenpairs(moment.matrix, 1)[0][-1])
         return math.sqrt(max(0.0, top) + moment.error) + moment.shift
 
     tops = torch.linalg.eigvalsh(moments.spread)[:, -1].clamp(min=0.0)
-    several, fixed = ([norm(m) for m in part] for part in (moments.several, moments.fixed))
-    return np.array(several), float((moments.sizes * tops).sum().sqrt()), sum(fixed)
+    return np.array([norm(m) for m in moments.several]), float((moments.sizes * tops).sum().sqrt())
 
 
-def _roots(moments: Moments, density: Tensor) -> tuple[Array, Tensor, Array]:
-    """Return <density, M_l>^(1/2) and (S_c <density_c, C_c>)^(1/2), errors included, and those with coefficient 1."""
+def _roots(moments: Moments, density: Tensor) -> tuple[Array, Tensor]:
+    """Return <density, M_l>^(1/2) and (S_c <density_c, C_c>)^(1/2), errors included."""
 
     def root(moment: Moment) -> float:
         return math.sqrt(max(float((density * moment.matrix).sum()) + moment.error, 1e-24))
@@ -187,17 +180,15 @@ def _roots(moments: Moments, density: Tensor) -> tuple[Array, Tensor, Array]:
     C, K, _ = moments.spread.shape
     blocks = density.view(C, K, C, K).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     inner = (blocks * moments.spread).sum((1, 2)).clamp(min=0.0) + moments.spread_error
-    several, fixed = (np.array([root(m) for m in part]) for part in (moments.several, moments.fixed))
-    return several, (moments.sizes * inner).sqrt().clamp(min=1e-12), fixed
+    return np.array([root(m) for m in moments.several]), (moments.sizes * inner).sqrt().clamp(min=1e-12)
 
 
-def _costs(moments: Moments, density: Tensor) -> tuple[Array, float, float]:
-    several, single, fixed = _roots(moments, density)
-    rest = float(fixed.sum()) + sum(m.shift for m in moments.fixed)
-    return several + np.array([m.shift for m in moments.several]), float(single.sum()), rest
+def _costs(moments: Moments, density: Tensor) -> tuple[Array, float]:
+    several, single = _roots(moments, density)
+    return several + np.array([m.shift for m in moments.several]), float(single.sum())
 
 
-def choice_bound(moments: Moments, choice: Choice, density: Tensor | None) -> tuple[float, Tensor]:
+def _choice_bound(moments: Moments, choice: _Choice, density: Tensor | None) -> tuple[float, Tensor]:
     """Return a proved bound for these coefficients, and a density that (nearly) attains it."""
     m = math.prod(moments.spread.shape[:2])
     density = torch.eye(m).double() / m if density is None else density
@@ -212,18 +203,17 @@ def choice_bound(moments: Moments, choice: Choice, density: Tensor | None) -> tu
         density = (1.0 - step) * density + step * torch.outer(vectors[:, -1], vectors[:, -1])
     assert chosen is not None
     N, rest, size = _linearized(moments, choice, *chosen)
-    error = PAD * gamma(len(moments.several) + len(moments.fixed) + len(moments.sizes) + 32) * (size + rest)
+    error = PAD * gamma(len(moments.several) + len(moments.sizes) + 32) * (size + rest)
     return max(0.0, proved_eigenvalue(N)) + rest + error, density
 
 
 def _linearized(
-    moments: Moments, choice: Choice, several: Array, single: Tensor, fixed: Array
+    moments: Moments, choice: _Choice, several: Array, single: Tensor
 ) -> tuple[Tensor, float, float]:
     """Return N at these b and b', what is to be added to its eigenvalue, and a bound of the Frobenius norms in it."""
     side = math.prod(moments.spread.shape[:2])
     N, rest, size = torch.zeros(side, side).double(), choice.rest, 0.0
     terms = list(zip(np.abs(choice.c).tolist(), several.tolist(), moments.several, strict=True))
-    terms += [(1.0, b, moment) for b, moment in zip(fixed.tolist(), moments.fixed, strict=True)]
     for c, b, moment in terms:
         if c > 0.0:
             N.add_(moment.matrix, alpha=c / (2.0 * b))
@@ -236,9 +226,8 @@ def _linearized(
     return N, rest, size + float(torch.linalg.vector_norm(blocks, dim=(1, 2)).sum())
 
 
-def _cosines(size: int, reach: float) -> Array:
-    """Return cosines of equidistant angles, of which the middle one is zero, from reach or more to its negative."""
-    first = math.acos(min(1.0, reach * (1.0 + 1e-12)))
-    nodes = np.cos(np.linspace(first, math.pi - first, 2 * size + 1))
+def _cosines(size: int) -> Array:
+    """Return cosines of equidistant angles from 0 to pi, of which the middle one is zero."""
+    nodes = np.cos(np.linspace(0.0, math.pi, 2 * size + 1))
     nodes[size] = 0.0
     return nodes

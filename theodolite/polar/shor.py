@@ -28,7 +28,7 @@ from theodolite.linalg.lanczos import PAD, UNIT_ROUNDOFF, UP, gamma
 from theodolite.linalg.symmetric import leading_eigenpairs, proved_eigenvalue
 from theodolite.polar.rows import Rows
 
-__all__ = ["assembled", "cross", "diagonal_blocks", "seconds_of_gram", "shor"]
+__all__ = ["seconds_of_gram", "shor"]
 
 _MANY, _SAMPLE = 16_000, 4_000  # beyond so many rows the diagonal is first optimized on a sample
 _SHARPNESS = 30.0, 200.0, 1500.0  # of the smoothed eigenvalue, stage by stage
@@ -86,8 +86,8 @@ def _proved(rows: Rows, left: Tensor, right: Tensor, S: float) -> float:
     trace of the Gram matrix of that factor, in any order of summation.
     """
     C = len(rows.cells)
-    A, D = diagonal_blocks(rows.Q, rows.X, rows.parts(), C, left, right)
-    M = assembled(A, cross(rows.Q, rows.X, rows.parts(), C) / S, D)
+    A, D = _diagonal_blocks(rows.Q, rows.X, rows.parts(), C, left, right)
+    M = _assembled(A, _cross(rows.Q, rows.X, rows.parts(), C) / S, D)
     trace = float(M.trace()) * (1.0 + 2.0 * gamma(len(rows.X) + len(M) + 16))
     top = proved_eigenvalue(M) + PAD * gamma(2 * len(rows.X) + 32) * trace
     top = (math.sqrt(max(top, 0.0)) + PAD * 16.0 * UNIT_ROUNDOFF * math.sqrt(trace)) ** 2
@@ -110,7 +110,7 @@ class _Data:
         for _, part in rows.parts():
             x[part] = rows.X[part] * right[part, None]
         q = (rows.Q * left[:, None]).to(dtype)
-        return cls(q, x, rows.parts(), cross(q, x, rows.parts(), len(rows.cells)), 1.0)
+        return cls(q, x, rows.parts(), _cross(q, x, rows.parts(), len(rows.cells)), 1.0)
 
     def sample(self, size: int) -> tuple[_Data, Tensor]:
         """Return some of the rows, and which."""
@@ -129,8 +129,8 @@ class _Data:
         """Return M at log p = z."""
         root = (0.5 * z).exp().to(self.x)
         C = len(self.cross) // self.q.shape[1]
-        A, D = diagonal_blocks(self.q, self.x, self.parts, C, 1.0 / root, root)
-        return assembled(self.scale * A, self.cross, self.scale * D)
+        A, D = _diagonal_blocks(self.q, self.x, self.parts, C, 1.0 / root, root)
+        return _assembled(self.scale * A, self.cross, self.scale * D)
 
     def squares(self, V: Tensor) -> tuple[Tensor, Tensor]:
         """Return the squares of q_i V_c(i) and of x_i V, summed over columns, shape (n,) float64 each."""
@@ -143,7 +143,7 @@ class _Data:
         return a, b
 
 
-def diagonal_blocks(
+def _diagonal_blocks(
     q: Tensor, x: Tensor, parts: list[tuple[int, slice]], C: int, left: Tensor, right: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return Q_c' L^2 Q_c for each cell, (C, K, K), and X' R^2 X, (d, d), L and R diagonal."""
@@ -159,7 +159,7 @@ def diagonal_blocks(
     return A, square.triu() + square.triu(1).T
 
 
-def cross(q: Tensor, x: Tensor, parts: list[tuple[int, slice]], C: int) -> Tensor:
+def _cross(q: Tensor, x: Tensor, parts: list[tuple[int, slice]], C: int) -> Tensor:
     """Return Q_c' X_c for each cell, one below the other, (C K, d)."""
     K = q.shape[1]
     product = torch.zeros(C * K, x.shape[1], dtype=q.dtype)
@@ -168,7 +168,7 @@ def cross(q: Tensor, x: Tensor, parts: list[tuple[int, slice]], C: int) -> Tenso
     return product
 
 
-def assembled(A: Tensor, B: Tensor, D: Tensor) -> Tensor:
+def _assembled(A: Tensor, B: Tensor, D: Tensor) -> Tensor:
     """Return the symmetric matrix of diagonal blocks A_c and D, and B between them."""
     m = len(B)
     M = torch.empty(m + len(D), m + len(D), dtype=D.dtype)
