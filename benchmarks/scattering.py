@@ -27,20 +27,24 @@ from benchmarks.peers import kymatio
 from benchmarks.timing import alternate, read_options
 from theodolite.nn import Scattering2D
 
-CASES: dict[str, tuple[int, int, int]] = {  # J, side, batch
-    "2d-32": (3, 32, 128),
-    "2d-224": (3, 224, 4),
-    "2d-224-16": (3, 224, 16),
-    "2d-256": (4, 256, 4),
+CASES: dict[str, tuple[str, dict[str, Any], int]] = {  # transform, its options, batch
+    "2d-32": ("2d", {"J": 3, "shape": (32, 32)}, 128),
+    "2d-224": ("2d", {"J": 3, "shape": (224, 224)}, 4),
+    "2d-224-16": ("2d", {"J": 3, "shape": (224, 224)}, 16),
+    "2d-256": ("2d", {"J": 4, "shape": (256, 256)}, 4),
 }
-MAKERS: dict[str, Callable[..., Any]] = {"ours": Scattering2D, "kymatio": kymatio.scattering2d}
+MAKERS: dict[str, dict[str, Callable[..., Any]]] = {
+    "2d": {"ours": Scattering2D, "kymatio": kymatio.scattering2d},
+}
 
 
 def made(name: str, case: str) -> tuple[Any, torch.Tensor]:
     """Return a transform and an input."""
-    J, side, batch = CASES[case]
+    kind, options, batch = CASES[case]
+    shape = options["shape"]
+    sides = (shape,) if isinstance(shape, int) else shape
     generator = torch.Generator().manual_seed(0)
-    return MAKERS[name](J=J, shape=(side, side)), torch.randn(batch, side, side, generator=generator)
+    return MAKERS[kind][name](**options), torch.randn(batch, *sides, generator=generator)
 
 
 def peak(name: str, case: str) -> float:
@@ -65,7 +69,7 @@ def _status(key: str) -> int:
 def memory(options: Namespace) -> dict[str, float]:
     """Return the peaks of both, each of a fresh process."""
     found = {}
-    for name in MAKERS:
+    for name in ("ours", "kymatio"):
         command = [sys.executable, "-m", "benchmarks.scattering", "--case", options.case, "--threads"]
         command += [str(options.threads), "--memory", name]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -81,12 +85,12 @@ def main() -> None:
     if why := kymatio.missing():
         raise SystemExit(f"--case {options.case}: {why}")
     transforms, filters = {}, {}
-    for name in MAKERS:
+    for name in ("ours", "kymatio"):
         start = time.process_time()
         transforms[name], x = made(name, options.case)
         filters[name] = round(time.process_time() - start, 3)
     with torch.no_grad():
-        ours, theirs = (transforms[name](x) for name in MAKERS)
+        ours, theirs = (transforms[name](x) for name in transforms)
         seconds = alternate({name: lambda t=t: t(x) for name, t in transforms.items()}, options.runs)
     result = {
         "ours": round(seconds["ours"], 4),
