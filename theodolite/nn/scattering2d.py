@@ -11,7 +11,7 @@ two small matrix products; and images are taken so many at a time that a stage s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,16 +22,18 @@ from torch import Tensor, nn
 
 from theodolite.linalg.lanczos import UP
 from theodolite.nn.padding import PADDINGS, Padding, axis_copies, padded
-from theodolite.nn.wavelets import Bank, Norm, folded, morlet2d
+from theodolite.nn.wavelet_families import FAMILIES, Family
+from theodolite.nn.wavelets import Bank, Norm, folded
 from theodolite.value import Value
 
 __all__ = ["Scattering2D"]
 
-_CHUNK = 1 << 18  # numbers of a stage that are handled together: they fit the cache
+_CHUNK = 3 << 16  # numbers of a stage that are handled together: they fit the cache
 _NEGLIGIBLE = {
     torch.float32: 1e-9,
     torch.float64: 1e-17,
 }  # of a filter's largest value: what folds in is left out
+_Path = tuple[int, ...]  # numbers of its wavelets
 _SAFE = 1e15  # inputs larger, or smaller than its inverse, are scaled by a power of two
 
 
@@ -83,6 +85,9 @@ class Scattering2D(nn.Module):
         the output by one: exactly.
     norm : {"reference", "B1", "tight"}
         As Kymatio's; or as in :meth:`theodolite.nn.wavelets.Bank.normalized`.
+    wavelets : {"morlet", "gabor", "bump", "meyer"}
+        Kymatio's; or those of :mod:`theodolite.nn.wavelet_families`, of which "meyer" loses nothing to subsampling: with
+        periodic borders the transform is a contraction.
 
     Attributes
     ----------
@@ -126,6 +131,7 @@ class Scattering2D(nn.Module):
         *,
         pad: Padding = "reflect",
         norm: Norm = "reference",
+        wavelets: Family = "morlet",
     ) -> None:
         super().__init__()
         for name, value, low in (("J", J, 1), ("L", L, 1), ("max_order", max_order, 0)):
@@ -145,6 +151,10 @@ class Scattering2D(nn.Module):
             raise ValueError(f"out_type: expected 'array' or 'list', got {out_type!r}")
         if pad not in PADDINGS:
             raise ValueError(f"pad: expected one of {', '.join(map(repr, PADDINGS))}, got {pad!r}")
+        if wavelets not in FAMILIES:
+            raise ValueError(
+                f"wavelets: expected one of {', '.join(map(repr, FAMILIES))}, got {wavelets!r}"
+            )
         self.J, self.shape, self.L = J, (int(shape[0]), int(shape[1])), L
         self.max_order, self.pre_pad, self.out_type, self.pad = max_order, pre_pad, out_type, pad
         self._whole = pad == "periodic" and not pre_pad and all(n % 2**J == 0 for n in self.shape)
@@ -152,7 +162,8 @@ class Scattering2D(nn.Module):
         self.padded_shape = (sides[0], sides[1])
         cells = [n // 2**J - (0 if self._whole else 2) for n in sides]
         self.output_shape = (cells[0], cells[1])
-        self.bank = morlet2d(self.padded_shape, J, L).normalized(norm)
+        self.bank = FAMILIES[wavelets](self.padded_shape, J, L).normalized(norm)
+        self._places = {path["n"]: place for place, path in enumerate(self.paths())}
         self._tables: dict[tuple[torch.dtype, torch.device], _Tables] = {}
 
     def forward(self, x: Tensor) -> Any:
@@ -188,11 +199,13 @@ class Scattering2D(nn.Module):
         tables = self._table(images)
         step = max(1, _CHUNK // (math.prod(self.padded_shape) * self.L))
         if torch.is_grad_enabled() and images.requires_grad and len(images):
-            found = torch.cat([self._chunk(part, tables) for part in images.split(step)])
+            found = torch.cat([self._differentiable(part, tables) for part in images.split(step)])
         else:
             found = images.new_empty(len(images), len(self), *self.output_shape)
             for start in range(0, len(images), step):
-                found[start : start + step] = self._chunk(images[start : start + step], tables)
+                rows = found[start : start + step]
+                for values, places in self._coefficients(images[start : start + step], tables):
+                    rows.index_copy_(1, places, values)
         if exponent:
             found = found * 2.0**exponent
         found = found.reshape(*x.shape[:-2], len(self), *self.output_shape)
@@ -296,31 +309,44 @@ class Scattering2D(nn.Module):
             averages.append((first, second))
         return _Tables(wavelets, averages, [])
 
-    def _chunk(self, images: Tensor, tables: _Tables) -> Tensor:
+    def _differentiable(self, images: Tensor, tables: _Tables) -> Tensor:
         """Return all coefficients (b, paths, h, w) of some images."""
+        values, places = zip(*self._coefficients(images, tables), strict=True)
+        return torch.cat(values, 1).index_select(1, torch.cat(places).argsort())
+
+    def _coefficients(self, images: Tensor, tables: _Tables) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield coefficients (b, p, h, w) of some images, with the places (p,) of their paths."""
+        kind = images.dtype
         if not self.pre_pad:
             images = padded(images, self.padded_shape, self.pad)
-        parts = self._orders(images, 0, 0, self.max_order, tables)
-        kind = images.dtype
-        return torch.cat([part.to(kind) for part in parts], 1)
+        for values, paths in self._descended(images.unsqueeze(1), [()], 0, tables):
+            places = torch.tensor([self._places[path] for path in paths], device=values.device)
+            yield values.to(kind), places
 
-    def _orders(self, U: Tensor, level: int, first: int, orders: int, tables: _Tables) -> list[Tensor]:
-        """Return what becomes of maps (b, ..., m, n) at a resolution: for each order, (b, ..., paths, h, w)."""
-        found = [[self._averaged(U, level, tables).unsqueeze(-3)]] + [[] for _ in range(orders)]
-        if orders and first < self.J:
-            spectrum = torch.fft.fft2(U)
-            for j in range(first, self.J):
-                apart = _apart(spectrum, 1 << (j - level))
-                size = U.shape[-2] >> (j - level), U.shape[-1] >> (j - level)
+    def _descended(
+        self, U: Tensor, paths: list[_Path], level: int, tables: _Tables
+    ) -> Iterator[tuple[Tensor, list[_Path]]]:
+        """Yield the averages (b, p, h, w) of maps (b, p, m, n) at a resolution and of all that wavelets make of them."""
+        yield self._averaged(U, level, tables), paths
+        first = paths[0][-1] // self.L + 1 if paths[0] else 0
+        if len(paths[0]) == self.max_order or first == self.J:
+            return
+        shape = U.shape
+        spectrum = torch.fft.fft2(U)
+        del U  # what is not needed any more is given back at once: it bounds the peak
+        for j in range(first, self.J):
+            apart = _apart(spectrum, 1 << (j - level))
+            size = shape[-2] >> (j - level), shape[-1] >> (j - level)
+            # angles go on together where maps are small: fewer, larger steps
+            together = max(1, min(self.L, _CHUNK // (math.prod(shape[:2]) * math.prod(size))))
+            for start in range(0, self.L, together):
+                angles = range(start, min(start + together, self.L))
                 wavelets = tables.wavelets[level, j]
-                # angles go on together where maps are small: fewer, larger steps
-                together = max(1, min(self.L, _CHUNK // U[..., : size[0], : size[1]].numel()))
-                for start in range(0, self.L, together):
-                    maps = [_modulus(apart, wavelet, size) for wavelet in wavelets[start : start + together]]
-                    deeper = self._orders(torch.stack(maps, -3), j, j + 1, orders - 1, tables)
-                    for order, part in enumerate(deeper, 1):
-                        found[order].append(part.flatten(-4, -3))
-        return [torch.cat(parts, -3) for parts in found if parts]
+                longer = [(*path, j * self.L + theta) for theta in angles for path in paths]
+                yield from self._descended(
+                    _moduli(apart, [wavelets[k] for k in angles], size), longer, j, tables
+                )
+            del apart
 
     def _averaged(self, U: Tensor, level: int, tables: _Tables) -> Tensor:
         """Return averages of maps (..., m, n), one in 2^(J - level) of them, without what padding adds."""
@@ -371,17 +397,28 @@ def _apart(spectrum: Tensor, step: int) -> tuple[Tensor, ...]:
     return torch.view_as_real(spectrum).flatten(-3).unbind()
 
 
-def _modulus(apart: Sequence[Tensor], wavelet: _Filter, size: tuple[int, int]) -> Tensor:
-    """Return the modulus of what a wavelet makes of spectra, (..., *size)."""
+def _moduli(apart: Sequence[Tensor], wavelets: list[_Filter], size: tuple[int, int]) -> Tensor:
+    """Return the moduli of what wavelets make of spectra of maps (b, p, ...), (b, wavelets p, *size)."""
+    if torch.is_grad_enabled() and apart[0].requires_grad:
+        # the derivative of a modulus at zero is zero, that of a root of squares is not defined
+        return torch.cat([_band(apart, wavelet, size).abs() for wavelet in wavelets], 1)
+    b, p = apart[0].shape[:2]
+    found = apart[0].new_empty(b, len(wavelets) * p, *size)
+    for k, wavelet in enumerate(wavelets):
+        parts = torch.view_as_real(_band(apart, wavelet, size))
+        real, imaginary = parts[..., 0], parts[..., 1]
+        # half the time of a complex modulus
+        squares = torch.addcmul(real * real, imaginary, imaginary)
+        torch.sqrt(squares, out=found[:, k * p : (k + 1) * p])
+    return found
+
+
+def _band(apart: Sequence[Tensor], wavelet: _Filter, size: tuple[int, int]) -> Tensor:
+    """Return what a wavelet makes of spectra, up to a phase, (b, p, *size)."""
     total = apart[wavelet.places[0]] * wavelet.parts[0]
     for place, part in zip(wavelet.places[1:], wavelet.parts[1:], strict=True):
         total.addcmul_(apart[place], part)
-    values = torch.fft.ifft2(torch.view_as_complex(total.view(*total.shape[:-1], *size, 2)))
-    if values.requires_grad:
-        return values.abs()  # its derivative at zero is zero, that of a root of squares is not defined
-    parts = torch.view_as_real(values)
-    real, imaginary = parts[..., 0], parts[..., 1]
-    return torch.addcmul(real * real, imaginary, imaginary).sqrt_()  # half the time of a complex modulus
+    return torch.fft.ifft2(torch.view_as_complex(total.view(*total.shape[:-1], *size, 2)))
 
 
 def _average(row: Tensor, level: int, J: int, whole: bool) -> Tensor:

@@ -12,7 +12,7 @@ bounds of its own, which are those of small matrices, one for each set of freque
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -182,6 +182,51 @@ class Bank:
             )
         return Bank(self.low / root, self.high / root, self.steps, self.low_step)
 
+    def completed(self) -> Bank:
+        r"""Return the bank divided by the root of B, with one more real high-pass that makes up for what it loses.
+
+        Its spectrum is :math:`\sqrt{1-A(\omega)}`, and all its samples are kept: A = B = 1 for real inputs.
+        """
+        bank = self.normalized("B1")
+        rest = (1.0 - bank.energy()).clamp(min=0.0).sqrt()
+        return Bank(bank.low, torch.cat([bank.high, rest[None]]), (*bank.steps, 1), bank.low_step)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Return the coefficients (..., 1 + m, n_1, ..., n_d) of signals (..., n_1, ..., n_d), all samples kept; complex."""
+        dims = tuple(range(-self.dimension, 0))
+        spectra = torch.fft.fftn(x, dim=dims).unsqueeze(-self.dimension - 1)
+        return torch.fft.ifftn(spectra * self._filters(x), dim=dims)
+
+    def inverse(self, coefficients: Tensor, real: bool = True) -> Tensor:
+        """Return the signals of coefficients, by the dual frame; of others than a signal's, the nearest signal.
+
+        Parameters
+        ----------
+        coefficients : Tensor, shape (..., 1 + m, n_1, ..., n_d)
+        real : bool
+            Whether signals are real.
+
+        Raises
+        ------
+        ValueError
+            If the bank loses a frequency, so that signals cannot be told from their coefficients.
+        """
+        energy = self.energy(real)
+        if float(energy.min()) <= 1e-12 * float(energy.max()):
+            raise ValueError(f"inverse: expected a bank with A > 0, got A = {float(energy.min()):.3g}")
+        dims = tuple(range(-self.dimension, 0))
+        spectra = torch.fft.fftn(coefficients, dim=dims) * self._filters(coefficients)
+        spectrum = spectra.sum(-self.dimension - 1)
+        if real:
+            spectrum = torch.fft.fftn(torch.fft.ifftn(spectrum, dim=dims).real, dim=dims)
+        found = torch.fft.ifftn(spectrum / energy.to(coefficients.device, spectrum.real.dtype), dim=dims)
+        return found.real if real else found
+
+    def _filters(self, x: Tensor) -> Tensor:
+        """Return the spectra of all filters, the low-pass first, in the precision of signals."""
+        dtype = x.real.dtype if x.is_complex() else x.dtype
+        return torch.cat([self.low[None], self.high]).to(x.device, dtype)
+
 
 def mirrored(values: Tensor) -> Tensor:
     """Return values at the opposite frequencies of a grid."""
@@ -210,16 +255,27 @@ def morlet2d(shape: Sequence[int], J: int, L: int = 8) -> Bank:
         Divisible by 2^J for a scattering transform.
     J, L : int
     """
+    high = [
+        torch.fft.fft2(wave - (wave.sum() / envelope.sum()) * envelope).real
+        for wave, envelope in gabors(shape, J, L)
+    ]
+    steps = tuple(1 << j for j in range(J) for _ in range(L))
+    return Bank(lowpass2d(shape, J), torch.stack(high), steps, 1 << J)
+
+
+def lowpass2d(shape: Sequence[int], J: int) -> Tensor:
+    """Return the Fourier transform of a Gaussian of width 0.8 times 2^(J - 1), summed over periods."""
     M, N = shape
-    low = torch.fft.fft2(_gabor((M, N), 0.8 * 2 ** (J - 1), 0.0, 1.0, 0.0)[0]).real
-    high = []
+    return torch.fft.fft2(_gabor((M, N), 0.8 * 2 ** (J - 1), 0.0, 1.0, 0.0)[0]).real
+
+
+def gabors(shape: Sequence[int], J: int, L: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a wave under a Gaussian and the Gaussian, summed over periods and complex, for each scale and angle."""
+    M, N = shape
     for j in range(J):
         for k in range(L):
             theta = (int(L - L / 2 - 1) - k) * math.pi / L
-            wave, envelope = _gabor((M, N), 0.8 * 2**j, theta, 4.0 / L, 0.75 * math.pi / 2**j)
-            high.append(torch.fft.fft2(wave - (wave.sum() / envelope.sum()) * envelope).real)
-    steps = tuple(1 << j for j in range(J) for _ in range(L))
-    return Bank(low, torch.stack(high), steps, 1 << J)
+            yield _gabor((M, N), 0.8 * 2**j, theta, 4.0 / L, 0.75 * math.pi / 2**j)
 
 
 def _gabor(
