@@ -425,6 +425,24 @@ def test_images_in_blocks_give_the_same(monkeypatch):
     torch.testing.assert_close(whole.shifted_outputs, parts.shifted_outputs)
 
 
+def test_a_product_with_a_vector():
+    class Scored(nn.Module):
+        def __init__(self, before):
+            super().__init__()
+            self.conv, self.weights, self.before = conv(), nn.Parameter(torch.randn(4)), before
+
+        def forward(self, x):
+            y = tokens(self.conv(x))
+            return y.mean(1) @ self.weights if self.before else (y @ self.weights).mean(1)
+
+    for before in (True, False):
+        graph = trace(Scored(before), torch.randn(2, 2, 8, 8))
+        action = translation_action(graph, torch.randn(2, 2, 8, 8), None)
+        found = measure(graph, torch.randn(3, 2, 8, 8), action)
+        assert found.fault == ""
+        assert max(float(layer.counted.max()) for layer in found.layers) < 1e-5
+
+
 def test_graphs_that_insist_on_their_precision():
     model = Functional(lambda x, c: c(x) + torch.ones(8, dtype=torch.float32), conv())
     found, _, _ = measured(model, torch.randn(2, 2, 8, 8))

@@ -138,7 +138,7 @@ def measure(
     cost = cost or forward_cost(graph, x)
     shifts = action.default_shifts() if shifts is None else shifts
     layers = named_layers(graph, action.steps)
-    options, exact = _float64(graph, x)
+    options, exact = float64_options(graph, x)
     x = x.double() if exact else x
     rows = max(1, int(_CHUNK_BYTES / (24 * cost.widest * (1 + len(shifts)))))
     defects: dict[Node, list[Tensor]] = {node: [] for node in layers}
@@ -187,7 +187,7 @@ def measure(
                 torch.cat(invariance[node], 1),
                 _lattice(action.steps[node].layout, shifts),
                 node not in blamed,
-                _own_fault(node, action.steps, layers),
+                own_fault(node, action.steps, layers),
             )
             for node, name in layers.items()
             if defects[node] and not bool(torch.cat(defects[node], 1).isnan().all())
@@ -203,7 +203,7 @@ def measure(
     )
 
 
-def _own_fault(node: Node, steps: dict[Node, Step], layers: dict[Node, str]) -> str:
+def own_fault(node: Node, steps: dict[Node, Step], layers: dict[Node, str]) -> str:
     """Return the fault of a measured operation, or of what stands between it and those measured before."""
     stack, seen = [node], set()
     while stack:
@@ -229,7 +229,7 @@ def named_layers(graph: Graph, steps: dict[Node, Step]) -> dict[Node, str]:
     parents = {name.rpartition(".")[0] for name in inner} | {
         name[:i] for name in inner for i, c in enumerate(name) if c == "."
     }
-    nodes = [n for n, step in steps.items() if _is_measured(n) and _comparable(step.layout, n.shape or ())]
+    nodes = [n for n, step in steps.items() if _is_measured(n) and is_comparable(step.layout, n.shape or ())]
     names: dict[Node, str] = {}
     counts: dict[str, int] = {}
     for at, node in enumerate(nodes):
@@ -249,7 +249,7 @@ def _is_measured(node: Node) -> bool:
     return not node.is_leaf and not spatial_rules.is_trivial(node)
 
 
-def _comparable(layout: Any, shape: tuple[int, ...]) -> bool:
+def is_comparable(layout: Any, shape: tuple[int, ...]) -> bool:
     """Return whether samples are dimension 0 and every other dimension's positions are known."""
     if not isinstance(layout, Layout) or layout.labels[:1] != ((BATCH,),):
         return False
@@ -322,7 +322,7 @@ def _moved(value: Tensor, layout: Layout, moves: dict[int, int]) -> Tensor:
     return value
 
 
-def _float64(graph: Graph, x: Tensor) -> tuple[dict[str, Any], bool]:
+def float64_options(graph: Graph, x: Tensor) -> tuple[dict[str, Any], bool]:
     """Return options that run the graph in float64, or none when it insists on another precision."""
     leaves = [n for n in graph.nodes if n.op in ("parameter", "buffer")]
     wide = {n.target: graph.value_of(n).detach() for n in leaves}

@@ -130,12 +130,12 @@ def _product(trace: Trace, node: Node, layouts: dict[Node, Layout]) -> Step:
         return Step(replace(common, labels=(*left.labels[:-1], right.labels[-1])), fault)
     if left is not None:
         labels = left.labels
+        fault = "" if labels[-1] == () else "weighs each position by itself"
+        if rank == len(labels) - 1:  # times a vector
+            return Step(replace(left, labels=labels[:-1]), fault)
         same = trace.shapes[node][-1:] == trace.shapes[first][-1:]
         last = labels[-1] if same and labels[-1] is not None else ()
-        return Step(
-            replace(left, labels=(*labels[:-1], last)),
-            "" if labels[-1] == () else "weighs each position by itself",
-        )
+        return Step(replace(left, labels=(*labels[:-1], last)), fault)
     if right is None or len(right.labels) != rank or rank < 2:
         return Step(None, f"has no rule here ({node.op})")
     labels = right.labels

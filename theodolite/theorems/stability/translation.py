@@ -56,7 +56,7 @@ class TranslationEquivariance(Theorem):
         cost = require_cost(subject)
         action = translation_action(subject.graph, subject.x[:2].to(subject.device), subject.image_shape)
         if action is None:
-            raise NotApplicable(_no_action(subject))
+            raise NotApplicable(no_action(subject))
         shifts = action.default_shifts()
         if not shifts:
             raise NotApplicable("the inputs have one position along every axis, which nothing shifts")
@@ -84,7 +84,8 @@ class TranslationEquivariance(Theorem):
         return f"'{worst.witness['layer']}' breaks equivariance most" + (f": it {why}." if why else ".")
 
 
-def _no_action(subject: Subject) -> str:
+def no_action(subject: Subject) -> str:
+    """Return why no translation is known to act on the inputs."""
     first = windowed(subject.graph)
     if first is not None:
         return f"the positions of the inputs could not be followed to {first.where}, the first to slide over them"
