@@ -24,6 +24,12 @@ from theodolite.theorems.optimality.stationarity import Stationarity
 from theodolite.theorems.optimality.zero_subnetwork import ZeroSubnetwork
 from theodolite.theorems.sparsity.activation_sparsity import ActivationSparsity
 from theodolite.theorems.sparsity.coherence import Coherence
+from theodolite.theorems.stability.aliasing import AliasingByLayer
+from theodolite.theorems.stability.deformation import DeformationSlope
+from theodolite.theorems.stability.frame_bounds import FrameBoundsAndAdmissibility
+from theodolite.theorems.stability.lie_derivative import LieDerivatives
+from theodolite.theorems.stability.relative_stability import RelativeStability
+from theodolite.theorems.stability.symmetry import SymmetryDefects
 from theodolite.theorems.stability.translation import TranslationEquivariance
 
 ALL: list[type[Theorem]] = [
@@ -38,6 +44,12 @@ ALL: list[type[Theorem]] = [
     EffectiveRegularizer,
     Balancedness,
     TranslationEquivariance,
+    DeformationSlope,
+    RelativeStability,
+    FrameBoundsAndAdmissibility,
+    AliasingByLayer,
+    LieDerivatives,
+    SymmetryDefects,
     HeldOutBound,
     GeneralizationGap,
     PathNorm,
