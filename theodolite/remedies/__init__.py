@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from theodolite.remedies.anti_alias import AntiAlias
 from theodolite.remedies.base import Change, Outcome, Remedy
 from theodolite.remedies.remove_units import RemoveUnits
 from theodolite.remedies.resolve_head import ResolveHead
@@ -14,6 +15,7 @@ from theodolite.theorems.subject import Subject
 __all__ = [
     "ALL",
     "BY_NAME",
+    "AntiAlias",
     "Change",
     "Outcome",
     "Remedy",
@@ -23,7 +25,7 @@ __all__ = [
     "try_all",
 ]
 
-ALL: list[type[Remedy]] = [ResolveHead, RemoveUnits]
+ALL: list[type[Remedy]] = [ResolveHead, RemoveUnits, AntiAlias]
 
 BY_NAME: dict[str, type[Remedy]] = {remedy.name: remedy for remedy in ALL}
 

@@ -90,7 +90,13 @@ class Outcome:
 
     @property
     def benefit(self) -> float:
-        """Relative fall of the validation loss plus share of parameters saved: for ranking only."""
+        """How much it helped, for ranking only.
+
+        Where label flips are what was to fall: their fall less the rise of the error rate.  Else the
+        relative fall of the validation loss plus the share of parameters saved.
+        """
+        if "flips_change" in self.effects:
+            return -sum(self.effects[name].value or 0.0 for name in ("flips_change", "error_change"))
         before, change = self.effects["loss_before"].value, self.effects["loss_change"].value
         fall = -change / abs(before) if before and change is not None else 0.0
         return fall + self.parameters_saved / max(self.parameters_before, 1)
@@ -155,9 +161,17 @@ class Remedy(ABC):
             If there is nothing to do; its text says why.
         """
 
+    def measure(self, subject: Subject, change: Change, rows: Tensor) -> dict[str, Value]:
+        """Return effects on training rows that were not fitted to: loss and error; a subclass may add its own."""
+        return measure(subject, change, rows)
+
     def helped(self, change: Change, effects: Mapping[str, Value]) -> bool:
         """Return whether the evidence suffices: the interval of the loss change lies below zero."""
         return effects["loss_change"].high < 0
+
+    def sentence(self, change: Change, effects: Mapping[str, Value]) -> str:
+        """Return what was done, and the error or loss before and after."""
+        return _sentence(change, effects)
 
     def attempt(self, subject: Subject) -> Outcome:
         """Try the remedy on a copy and measure it.
@@ -171,12 +185,12 @@ class Remedy(ABC):
             fit, validation = split_rows(subject)
             change = self.change(deep_copy(subject.model), subject, fit)
             change.model.eval()
-            effects = {**measure(subject, change, validation), **change.effects}
+            effects = {**self.measure(subject, change, validation), **change.effects}
         before, after = _size(subject.model), _size(change.model)
         return Outcome(
             remedy=self.name,
             title=self.title,
-            description=_sentence(change, effects),
+            description=self.sentence(change, effects),
             model=change.model,
             effects=effects,
             helped=self.helped(change, effects),
