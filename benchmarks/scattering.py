@@ -2,6 +2,10 @@
 
 ``2d-32``, ``2d-224``, ``2d-224-16``, ``2d-256``
     images of that side, J = 3 (4 for ``2d-256``), L = 8, batches of 128, 4, 16 and 4, float32.
+``1d-13``, ``1d-16``
+    16 signals of 2^13 and 2^16 samples, J = 8, Q = 8, float32.
+``3d-32``, ``3d-32-4``
+    1 and 4 volumes of that side, J = 2, L = 3, float32.
 
 Contenders alternate in one process: ``ratio`` is the median of Kymatio's seconds over ours.  ``memory`` is the peak above
 what was held before the call, in MiB, each in a process of its own; ``filters`` the seconds of building a transform.
@@ -25,16 +29,22 @@ import torch
 
 from benchmarks.peers import kymatio
 from benchmarks.timing import alternate, read_options
-from theodolite.nn import Scattering2D
+from theodolite.nn import HarmonicScattering3D, Scattering1D, Scattering2D
 
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {  # transform, its options, batch
     "2d-32": ("2d", {"J": 3, "shape": (32, 32)}, 128),
     "2d-224": ("2d", {"J": 3, "shape": (224, 224)}, 4),
     "2d-224-16": ("2d", {"J": 3, "shape": (224, 224)}, 16),
     "2d-256": ("2d", {"J": 4, "shape": (256, 256)}, 4),
+    "1d-13": ("1d", {"J": 8, "shape": 2**13, "Q": 8}, 16),
+    "1d-16": ("1d", {"J": 8, "shape": 2**16, "Q": 8}, 16),
+    "3d-32": ("3d", {"J": 2, "shape": (32, 32, 32), "L": 3}, 1),
+    "3d-32-4": ("3d", {"J": 2, "shape": (32, 32, 32), "L": 3}, 4),
 }
 MAKERS: dict[str, dict[str, Callable[..., Any]]] = {
+    "1d": {"ours": Scattering1D, "kymatio": kymatio.scattering1d},
     "2d": {"ours": Scattering2D, "kymatio": kymatio.scattering2d},
+    "3d": {"ours": HarmonicScattering3D, "kymatio": kymatio.scattering3d},
 }
 
 

@@ -15,9 +15,19 @@ def missing() -> str | None:
     return None if find_spec("kymatio") else "kymatio is not installed; run: pip install kymatio==0.3.0"
 
 
+def scattering1d(**options: Any) -> Any:
+    """Return its transform of signals."""
+    return imported("kymatio.torch").Scattering1D(**options)
+
+
 def scattering2d(**options: Any) -> Any:
     """Return its transform of images."""
     return imported("kymatio.torch").Scattering2D(**options)
+
+
+def scattering3d(**options: Any) -> Any:
+    """Return its transform of volumes."""
+    return imported("kymatio.torch").HarmonicScattering3D(**options)
 
 
 def imported(name: str) -> Any:

@@ -228,5 +228,5 @@ def test_inputs_that_are_refused():
         S(images(11, 9))
     with pytest.raises(ValueError, match="x: expected finite entries"):
         S(torch.full((9, 11), math.nan))
-    with pytest.raises(TypeError, match="expected a tensor of floating or complex numbers, got torch"):
+    with pytest.raises(TypeError, match="expected a tensor of single or double precision, got torch"):
         S(torch.ones(9, 11, dtype=torch.int64))

@@ -18,6 +18,7 @@ from theodolite.experiments.molecules import Molecules
 from theodolite.experiments.movielens import Movielens
 from theodolite.experiments.parallel_alexnets import ParallelAlexNets
 from theodolite.experiments.scattering_energy import ScatteringEnergy
+from theodolite.experiments.scattering_stability import ScatteringStability
 from theodolite.experiments.small_world_graphs import SmallWorldGraphs
 from theodolite.experiments.spurious_stationary import SpuriousStationary
 from theodolite.experiments.tensor_completion import TensorCompletion
@@ -44,6 +45,7 @@ ALL: list[type[Experiment]] = [
     DropoutStructures,
     DropoutDigits,
     ScatteringEnergy,
+    ScatteringStability,
     SmallWorldGraphs,
     LesionSegmentation,
     Molecules,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from theodolite.linalg.lanczos import UP
 from theodolite.nn.padding import PADDINGS, Padding, axis_copies, padded
+from theodolite.nn.scattering_input import check_input, moderate, restored
 from theodolite.nn.wavelet_families import FAMILIES, Family
 from theodolite.nn.wavelets import Bank, Norm, folded
 from theodolite.value import Value
@@ -34,7 +35,6 @@ _NEGLIGIBLE = {
     torch.float64: 1e-17,
 }  # of a filter's largest value: what folds in is left out
 _Path = tuple[int, ...]  # numbers of its wavelets
-_SAFE = 1e15  # inputs larger, or smaller than its inverse, are scaled by a power of two
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,7 @@ class Scattering2D(nn.Module):
         if pad not in PADDINGS:
             raise ValueError(f"pad: expected one of {', '.join(map(repr, PADDINGS))}, got {pad!r}")
         if wavelets not in FAMILIES:
-            raise ValueError(
-                f"wavelets: expected one of {', '.join(map(repr, FAMILIES))}, got {wavelets!r}"
-            )
+            raise ValueError(f"wavelets: expected one of {', '.join(map(repr, FAMILIES))}, got {wavelets!r}")
         self.J, self.shape, self.L = J, (int(shape[0]), int(shape[1])), L
         self.max_order, self.pre_pad, self.out_type, self.pad = max_order, pre_pad, out_type, pad
         self._whole = pad == "periodic" and not pre_pad and all(n % 2**J == 0 for n in self.shape)
@@ -187,15 +185,8 @@ class Scattering2D(nn.Module):
             If its last two sizes are others, or an entry is not finite.
         """
         expected = self.padded_shape if self.pre_pad else self.shape
-        if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
-            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"x: expected a tensor of floating or complex numbers, got {got}")
-        if x.ndim < 2 or tuple(x.shape[-2:]) != expected:
-            raise ValueError(f"x: expected shape (..., {expected[0]}, {expected[1]}), got {tuple(x.shape)}")
-        if not bool(x.isfinite().all()):
-            raise ValueError("x: expected finite entries, got NaN or infinity")
-        images = x.reshape(-1, *expected)
-        images, exponent = _moderate(images)
+        check_input(x, expected)
+        images, exponent = moderate(x.reshape(-1, *expected))
         tables = self._table(images)
         step = max(1, _CHUNK // (math.prod(self.padded_shape) * self.L))
         if torch.is_grad_enabled() and images.requires_grad and len(images):
@@ -206,9 +197,7 @@ class Scattering2D(nn.Module):
                 rows = found[start : start + step]
                 for values, places in self._coefficients(images[start : start + step], tables):
                     rows.index_copy_(1, places, values)
-        if exponent:
-            found = found * 2.0**exponent
-        found = found.reshape(*x.shape[:-2], len(self), *self.output_shape)
+        found = restored(found, exponent).reshape(*x.shape[:-2], len(self), *self.output_shape)
         if self.out_type == "array":
             return found
         return [{"coef": found[..., i, :, :], **path} for i, path in enumerate(self.paths())]
@@ -431,13 +420,3 @@ def _average(row: Tensor, level: int, J: int, whole: bool) -> Tensor:
     m, step = n >> level, 1 << (J - level)
     cells = torch.arange(m // step) if whole else torch.arange(1, m // step - 1)
     return kernel[(cells[:, None] * step - torch.arange(m)) % m]
-
-
-def _moderate(images: Tensor) -> tuple[Tensor, int]:
-    """Return images times a power of two whose squares neither overflow nor vanish, and what that is to be undone by."""
-    top = float(images.detach().abs().amax()) if images.numel() else 0.0
-    if top == 0.0 or 1.0 / _SAFE < top < _SAFE:
-        return images, 0
-    exponent = math.frexp(top)[1]
-    half = -exponent // 2  # in two steps: 2^exponent itself may not be a number
-    return images * 2.0**half * 2.0 ** (-exponent - half), exponent

@@ -4,9 +4,10 @@ For a low-pass :math:`\phi` and band-passes :math:`\psi_\lambda` the frame bound
 
 .. math:: A(\omega)=|\hat\phi(\omega)|^2+\tfrac12\sum_\lambda\big(|\hat\psi_\lambda(\omega)|^2+|\hat\psi_\lambda(-\omega)|^2\big)
 
-for real inputs, and without the average over both signs for complex ones: :math:`A\|x\|^2\le\|Wx\|^2\le B\|x\|^2`.  A bank
-that keeps every :math:`k_i`-th sample of branch i, multiplied by :math:`k_i^{d/2}`, folds frequencies onto each other and has
-bounds of its own, which are those of small matrices, one for each set of frequencies that fold together.
+for real inputs and a low-pass that is real in time, and without the average over both signs for complex ones:
+:math:`A\|x\|^2\le\|Wx\|^2\le B\|x\|^2`.  A bank that keeps every :math:`k_i`-th sample of branch i, multiplied by
+:math:`k_i^{d/2}`, folds frequencies onto each other and has bounds of its own, which are those of small matrices, one for each
+set of frequencies that fold together.
 """
 
 from __future__ import annotations
@@ -75,10 +76,8 @@ class Bank:
 
     def energy(self, real: bool = True) -> Tensor:
         r"""Return :math:`A(\omega)`, shape (n_1, ..., n_d), float64."""
-        bands = self.high.double().square().sum(0)
-        if real:
-            bands = 0.5 * (bands + mirrored(bands))
-        return self.low.double().square() + bands
+        energy = self.low.double().square() + self.high.double().square().sum(0)
+        return 0.5 * (energy + mirrored(energy)) if real else energy
 
     def frame_bounds(self, real: bool = True, subsampled: bool = False) -> FrameBounds:
         """Return the frame bounds.

@@ -1,0 +1,43 @@
+"""What every scattering transform asks of its input, and how inputs of any size stay within the range of their numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_input", "moderate", "restored"]
+
+_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+_SAFE = 1e15  # inputs larger, or smaller than its inverse, are scaled by a power of two
+
+
+def check_input(x: object, sizes: Sequence[int]) -> None:
+    """Raise an error unless x is a tensor of these last sizes, of finite numbers in single or double precision."""
+    if not isinstance(x, Tensor) or x.dtype not in _DTYPES:
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x: expected a tensor of single or double precision, got {got}")
+    if x.ndim < len(sizes) or tuple(x.shape[-len(sizes) :]) != tuple(sizes):
+        expected = ", ".join(map(str, sizes))
+        raise ValueError(f"x: expected shape (..., {expected}), got {tuple(x.shape)}")
+    if not bool(x.isfinite().all()):
+        raise ValueError("x: expected finite entries, got NaN or infinity")
+
+
+def moderate(x: Tensor) -> tuple[Tensor, int]:
+    """Return inputs times a power of two whose squares neither overflow nor vanish, and what that is to be undone by."""
+    top = float(x.detach().abs().amax()) if x.numel() else 0.0
+    if top == 0.0 or 1.0 / _SAFE < top < _SAFE:
+        return x, 0
+    exponent = math.frexp(top)[1]
+    return restored(x, -exponent), exponent
+
+
+def restored(x: Tensor, exponent: int) -> Tensor:
+    """Return x times 2^exponent."""
+    if not exponent:
+        return x
+    half = exponent // 2  # in two steps: 2^exponent itself may not be a number
+    return x * 2.0**half * 2.0 ** (exponent - half)
