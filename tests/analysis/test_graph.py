@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from theodolite.analysis.graph import trace
+from theodolite.analysis import export
+from theodolite.analysis.graph import Node, trace
 
 
 class Residual(nn.Module):
@@ -213,3 +214,85 @@ def test_a_loop_over_samples_is_not_traced():
     graph = trace(model, torch.randn(4, 6))
     assert not graph.traced
     assert "fixes the number of samples" in graph.reason
+
+
+class Reshapes(nn.Module):
+    """Everything that is written out without functionalizing; ``last`` ends it."""
+
+    def __init__(self, last=lambda x: x, **options):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, **options)
+        self.drop, self.head, self.last = nn.Dropout(0.5), nn.Linear(8, 3), last
+
+    def forward(self, x):
+        y = torch.relu(
+            self.norm(self.conv(x.flatten(1).unflatten(1, (1, 4, 4)).flatten(2).unflatten(2, (4, 4))))
+        )
+        y = (
+            self.drop(y.flatten(1).flatten(1))
+            + y[:, 0].transpose(1, 2).unsqueeze(1).expand(-1, 2, -1, -1).sum()
+        )
+        return self.last(self.head(y))
+
+
+SHORT = {
+    "all": Reshapes().eval(),
+    "a norm without weights": Reshapes(affine=False).eval(),
+    "a view at the end": Reshapes(lambda x: x.unflatten(1, (3, 1))).eval(),
+    "nothing but a view": nn.Flatten(),
+    "the input itself": nn.Identity(),
+}
+LONG = {
+    "statistics that are updated": Reshapes().train(),
+    "statistics of the batch": Reshapes(track_running_stats=False).eval(),
+    "a dropout at work": nn.Sequential(nn.Flatten(), nn.Dropout(0.5)).train(),
+    "in place": Reshapes(lambda x: x.relu_()).eval(),
+    "a view in place": Reshapes(doubled_in_place(lambda y: y[:, 1])).eval(),
+    "not contiguous": Functional(lambda x: x.transpose(2, 3).flatten(1)),
+    "an operation that PyTorch decomposes": Functional(F.hardshrink),
+    "samples that are merged": Functional(lambda x: x.flatten(0, 2)),
+}
+
+
+@pytest.fixture
+def functionalized(monkeypatch):
+    """Return the list of programs that PyTorch has functionalized."""
+    programs = []
+    functionalize = torch.export.ExportedProgram.run_decompositions
+
+    def counted(program, *args):
+        programs.append(program)
+        return functionalize(program, *args)
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", counted)
+    return programs
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_what_is_not_simple_is_functionalized(case, functionalized):
+    assert trace(LONG[case], torch.randn(5, 1, 4, 4)).traced
+    assert len(functionalized) == 1
+
+
+@pytest.mark.parametrize("case", SHORT)
+def test_what_is_simple_is_not_functionalized_and_has_the_same_graph(case, functionalized, monkeypatch):
+    def outline(graph):
+        at = {node: i for i, node in enumerate(graph.nodes)}
+
+        def placed(item):
+            if isinstance(item, Node):
+                return ("node", at[item])
+            return [placed(part) for part in item] if isinstance(item, (tuple, list)) else item
+
+        assert len({node.name for node in at}) == len(at)
+        rows = [(n.op, n.layer, n.layer_type, n.target, n.shape, n.function) for n in graph.nodes]
+        return rows, [(placed(n.args), n.kwargs) for n in graph.nodes], at[graph.output]
+
+    model, x = SHORT[case], torch.randn(5, 1, 4, 4)
+    short = trace(model, x)
+    assert not functionalized
+    monkeypatch.setattr(export, "made_functional", lambda program: False)
+    long = trace(model, x)
+    assert len(functionalized) == 1
+    assert short.traced
+    assert outline(short) == outline(long)

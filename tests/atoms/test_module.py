@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from theodolite.analysis.graph import trace
 from theodolite.atoms import LinearNetAtom, ModuleAtom, ReLUAtom
 from theodolite.core.params import count, join, select
 from theodolite.core.problem import Problem
@@ -238,7 +239,7 @@ def test_what_cannot_be_certified_is_refused_with_the_layer_and_why(net, words):
 
 def test_bad_arguments():
     net = chain((4, 3, 2))
-    for options in ({"regularizer": "l1"}, {"starts": 0}, {"starts": 1.5}):
+    for options in ({"regularizer": "l1"}, {"starts": -1}, {"starts": 1.5}):
         with pytest.raises(ValueError, match=next(iter(options))):
             ModuleAtom(net, X, **options)
     for wrong in (X[0], X[:0], X * math.nan, X.to(torch.complex128)):
@@ -248,6 +249,29 @@ def test_bad_arguments():
         ModuleAtom(lambda: 3, X)
     with pytest.raises(ValueError, match="X: expected real inputs"):
         ModuleAtom(net, X).phi(ModuleAtom(net, X).init(1), X[:, :3])
+
+
+@pytest.mark.parametrize("make", [partial(chain, (4, 3, 3, 2)), Residual])
+def test_without_a_search_the_upper_end_is_the_same(make):
+    searching, proving = (ModuleAtom(make, X, regularizer="power", starts=starts) for starts in (2, 0))
+    for seed in range(3):
+        both, upper = (atom.polar(normal(7, 2, seed=seed), seed=seed) for atom in (searching, proving))
+        assert both.low > 0.0
+        assert (upper.low, upper.high, upper.witness) == (0.0, both.high, None)
+        assert (upper.note, upper.confidence) == (both.note, both.confidence)
+    loss, params = SquaredLoss(normal(7, 2, seed=5)), searching.init(2, seed=6)
+    one, two = (Problem(loss, atom, 3.0).certify(params) for atom in (searching, proving))
+    assert one.dual_bound == two.dual_bound
+
+
+def test_a_graph_of_the_same_module_with_other_weights_will_do():
+    torch.manual_seed(1)
+    net, other = Residual().double(), Residual().double()
+    traced, given = (ModuleAtom(net, X, regularizer="power", graph=g) for g in (None, trace(other, X)))
+    assert (traced.degree, traced.depth, traced.shape) == (given.degree, given.depth, given.shape)
+    assert torch.equal(traced.row_bounds(), given.row_bounds())
+    Q = normal(7, 2)
+    assert traced.polar(Q).high == given.polar(Q).high
 
 
 def test_one_sample_and_zero_rows():

@@ -243,9 +243,12 @@ def _strides(node: Node) -> tuple[int, ...]:
 
 def _positions(node: Node, action: Action | None) -> tuple[int, ...]:
     """Return the dimensions of an operation's input that are positions, each of one axis and unpadded."""
-    step = action.steps.get(node.args[0]) if action is not None and node.args else None
+    source = node.args[0] if node.args else None
+    if action is None or not isinstance(source, Node):  # several inputs come as a list
+        return ()
+    step = action.steps.get(source)
     layout = step.layout if step is not None else None
-    if not isinstance(layout, Layout) or node.args[0].shape is None:
+    if not isinstance(layout, Layout) or source.shape is None:
         return ()
     return tuple(
         d
@@ -253,7 +256,7 @@ def _positions(node: Node, action: Action | None) -> tuple[int, ...]:
         if label is not None
         and len(label) == 1
         and 0 <= label[0] < FREE
-        and node.args[0].shape[d] == layout.grid[label[0]] > 1
+        and source.shape[d] == layout.grid[label[0]] > 1
     )
 
 

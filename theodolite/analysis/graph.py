@@ -11,10 +11,6 @@ serve to find an offending layer but proves nothing.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,6 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
+
+from theodolite.analysis.export import export, fixes_the_batch
 
 LEAVES = frozenset({"input", "parameter", "buffer", "constant"})
 RANDOM_OPS = frozenset(
@@ -302,13 +300,13 @@ def trace(model: nn.Module, x: Tensor) -> Graph:
     """
     x = x[:1].repeat_interleave(2, 0) if len(x) == 1 else x[:2]
     try:
-        program = _export(model, x)
+        program = export(model, x)
     except Exception as error:  # whatever a stranger's forward raises under tracing; the reason is kept
         lines = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {lines[0]}"
         return Graph(model, [], None, "modules", reason, model.training)
     graph = _convert(model, program)
-    if _fixes_the_batch(program):  # such a graph would silently leave out every further sample
+    if fixes_the_batch(program):  # such a graph would silently leave out every further sample
         reason = (
             "its forward fixes the number of samples, by len(x) or a loop; x.shape[0] would leave it free"
         )
@@ -316,41 +314,16 @@ def trace(model: nn.Module, x: Tensor) -> Graph:
     return graph
 
 
-def _export(model: nn.Module, x: Tensor) -> Any:
-    dynamic = ({0: torch.export.Dim.AUTO},)
-    silenced = logging.root.manager.disable
-    sink = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
-        # torch's deprecations and its dumps of half-traced programs are not the user's concern
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            program = torch.export.export(model, (x,), strict=False, dynamic_shapes=dynamic)
-            return program.run_decompositions({})  # functionalizes, decomposes nothing
-        finally:
-            logging.disable(silenced)
-
-
-def _fixes_the_batch(program: Any) -> bool:
-    """Return whether the program holds for the traced batch size alone (a loop over samples, say)."""
-    names = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
-    for raw in program.graph.nodes:
-        if raw.op == "placeholder" and raw.name in names:
-            size = raw.meta["val"].shape[0]
-            if isinstance(size, int) or size.node.maybe_as_int() is not None:
-                return True
-    return False
-
-
 def _convert(model: nn.Module, program: Any) -> Graph:
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    outputs = [s for s in program.graph_signature.output_specs if s.kind == OutputKind.USER_OUTPUT]
-    if len(outputs) != 1 or program.call_spec.out_spec.num_nodes != 1:
+    kinds = [spec.kind for spec in program.graph_signature.output_specs]
+    if kinds.count(OutputKind.USER_OUTPUT) != 1 or program.call_spec.out_spec.num_nodes != 1:
         raise ValueError(f"model: expected the output to be one tensor, got {describe_output(program)}")
     table: dict[str, Node] = {}
     nodes: list[Node] = []
     for raw in program.graph.nodes:
         if raw.op == "output":
+            returned = raw.args[0][kinds.index(OutputKind.USER_OUTPUT)]
             continue
         node = _leaf(raw, specs[raw.name], program) if raw.op == "placeholder" else _operation(raw, table)
         if node.op == "getitem" and node.args[1] == 0 and node.args[0].op in _FIRST_OUTPUT:
@@ -360,7 +333,7 @@ def _convert(model: nn.Module, program: Any) -> Graph:
             continue
         table[raw.name] = node
         nodes.append(node)
-    output = table.get(outputs[0].arg.name)
+    output = table[returned.name] if isinstance(returned, torch.fx.Node) else None
     if output is None or output.shape is None:
         raise ValueError("model: expected the output to be one tensor, got a constant")
     alive: set[Node] = set()

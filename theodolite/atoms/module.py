@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -68,7 +69,9 @@ class ModuleAtom(Atom):
         Inputs, finite; a tensor keeps its device.
     regularizer : {"product", "power"}
     starts : int
-        Random starts of each ascent.
+        Random starts of each ascent; with 0 nothing is searched for, and the polar has an upper end alone.
+    graph : Graph, optional
+        Of the module in evaluation mode and float64, where it has been traced before.
 
     Attributes
     ----------
@@ -101,17 +104,18 @@ class ModuleAtom(Atom):
         *,
         regularizer: Regularizer = "product",
         starts: int = _STARTS,
+        graph: Graph | None = None,
     ) -> None:
         if regularizer not in ("product", "power"):
             raise ValueError(f"regularizer: expected 'product' or 'power', got {regularizer!r}")
-        if isinstance(starts, bool) or not isinstance(starts, int) or starts < 1:
-            raise ValueError(f"starts: expected an integer >= 1, got {starts!r}")
+        if isinstance(starts, bool) or not isinstance(starts, int) or starts < 0:
+            raise ValueError(f"starts: expected an integer >= 0, got {starts!r}")
         self.regularizer, self.starts = regularizer, starts
         self.X = as_batch(X)
         self.module = copied(module).to(self.X.device)
         trained = {id(p) for p in scaled_parameters(self.module)}
         self.names = tuple(name for name, p in self.module.named_parameters() if id(p) in trained)
-        graph = trace(self.module, self.X)
+        graph = trace(self.module, self.X) if graph is None else replace(graph, model=self.module)
         self.degree = proved_degree(self.module, self.X, graph)
         self._layers = layers_of(self.names)
         self.shape = self._output_shape(graph)
@@ -261,13 +265,16 @@ class ModuleAtom(Atom):
                 confidence += sure - 1.0  # a choice between them: all must hold
                 if bound < upper:
                     upper, note = bound, "product of the layers' norms for all samples together"
+        note = "upper end: " + note
+        if not self.starts:
+            return scaled_back(Value.bound(0.0, upper, confidence=confidence, note=note), exponent)
         left = None if budget is None else max(budget - (time.monotonic() - began), 0.0)
         witness, values = self._search(Q.to(self.X.device), starts, seed, left)
         rounding = 4.0 * gamma(self.depth + Q.numel() + 8) * crude
         if values[0] < 0.0:  # the zero subnetwork attains 0, but has no direction
             witness, rounding = None, math.inf
         low = min(max(float(values[0]) - rounding, 0.0), upper)
-        found = Value.bound(low, upper, confidence=confidence, witness=witness, note="upper end: " + note)
+        found = Value.bound(low, upper, confidence=confidence, witness=witness, note=note)
         return scaled_back(found, exponent)
 
     def _together(

@@ -221,6 +221,7 @@ def check_forward(subject: Subject) -> int:
         raise InputError(
             f"model: expected a float output of shape {wanted} for input {tuple(x.shape)}, "
             f"got {output.dtype} of shape {tuple(output.shape)}"
+            + ("; nn.Flatten() at its end makes outputs at positions such a row" if output.ndim > 2 else "")
         )
     if not bool(torch.isfinite(output).all()):
         raise InputError("model: expected finite outputs, got NaN or infinity on the first two samples")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import time
 
+import torch
+
+from theodolite.analysis.graph import Graph
 from theodolite.analysis.head import mean_loss
 from theodolite.atoms.module import ModuleAtom
 from theodolite.core.problem import Problem
@@ -73,7 +76,10 @@ class MinimumAtZero(Theorem):
             raise NotApplicable(f"{subject.n:,} samples are too many for a bound in float64")
         subject.logits()  # refuses outputs that are not finite
         try:
-            atom = ModuleAtom(subject.model, subject.x.cpu(), regularizer="power", starts=4)
+            # only upper ends of the polar are used here
+            atom = ModuleAtom(
+                subject.model, subject.x.cpu(), regularizer="power", starts=0, graph=_graph_in_double(subject)
+            )
         except ValueError as outcome:
             raise NotApplicable(str(outcome)) from outcome
         params = atom.stack([subject.model])
@@ -131,3 +137,11 @@ class MinimumAtZero(Theorem):
                 "of the layers' norms"
             )
         return ""
+
+
+def _graph_in_double(subject: Subject) -> Graph | None:
+    """Return the subject's graph if it is one in float64 on the CPU; others may lack a conversion that float64 needs."""
+    tensors = [subject.x, *subject.model.parameters(), *subject.model.buffers()]
+    here = all(t.device.type == "cpu" for t in tensors)
+    double = all(t.dtype == torch.float64 for t in tensors if t.is_floating_point())
+    return subject.graph if here and double else None

@@ -108,9 +108,8 @@ def _count(found: Admissibility) -> Value:
     }
     proved = len(rows) - len(offending) - len(undecided)
     reached = found.features in found.lipschitz.constants
-    parts = [
-        f"of {len(rows)} up to {'the features' if reached else 'the first operation without a constant'}"
-    ]
+    unit = f"of {len(rows)} layers"
+    parts = [f"up to {'the features' if reached else 'the first operation without a constant'}"]
     if offending:
         worst = max(offending, key=lambda row: row.gain)
         parts.append(f"'{worst.name}' stretches most, up to {format_number(worst.gain, 'up')} times")
@@ -118,8 +117,8 @@ def _count(found: Admissibility) -> Value:
         parts.append(f"{len(undecided)} open: the bounds are on both sides of 1")
     note = "; ".join(parts)
     if not undecided:
-        return Value.exact(proved, unit="layers", witness=witness or None, note=note)
-    return Value.bound(proved, proved + len(undecided), unit="layers", witness=witness or None, note=note)
+        return Value.exact(proved, unit=unit, witness=witness or None, note=note)
+    return Value.bound(proved, proved + len(undecided), unit=unit, witness=witness or None, note=note)
 
 
 def _condition(row: Row) -> Value:
