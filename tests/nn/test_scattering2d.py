@@ -96,7 +96,8 @@ def test_chunks_batches_and_layouts_change_nothing(monkeypatch):
     x = images(5, 3, 17, 20)
     whole = S(x)
     assert whole.shape == (5, 3, len(S), *S.output_shape)
-    monkeypatch.setattr("theodolite.nn.scattering2d._CHUNK", 1)
+    for limit in ("_IMAGES", "_CHUNK", "_TRANSFORMED"):
+        monkeypatch.setattr(f"theodolite.nn.scattering2d.{limit}", 1)
     assert torch.allclose(S(x), whole, rtol=1e-13, atol=1e-15)
     assert torch.allclose(
         S(x.transpose(-1, -2).contiguous().transpose(-1, -2)), whole, rtol=1e-13, atol=1e-15

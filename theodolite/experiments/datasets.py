@@ -29,11 +29,12 @@ from theodolite.theorems.subject import InputError
 
 @dataclass(frozen=True)
 class Package:
-    """A package that ships data: the modules that must be there, what is read, how it is installed."""
+    """A package that ships data: the modules that must be there, what is read, how it is installed; a folder, if no module."""
 
     modules: tuple[str, ...]
     data: str
     command: str
+    folder: Path | None = None
 
 
 _TENSORLY = "0.10.0" if sys.version_info >= (3, 11) else "0.9.0"
@@ -51,6 +52,12 @@ PACKAGES = {
     # only its files are read
     "ase": Package(("ase",), "the molecules of G2/97", "pip install --no-deps ase==3.29.0"),
     "pygsp": Package(("pygsp",), "the roads of Minnesota", "pip install --no-deps pygsp==0.6.1"),
+    "asterisk-core-sounds-en-wav": Package(
+        (),
+        "spoken words",
+        "apt install asterisk-core-sounds-en-wav",
+        Path("/usr/share/asterisk/sounds/en_US_f_Allison"),
+    ),
 }
 
 
@@ -100,19 +107,22 @@ class Molecule:
 
 
 def is_installed(package: str) -> bool:
-    """Return whether a package's modules are there, without importing them.
+    """Return whether a package's modules, or its folder, are there, without importing them.
 
     Parameters
     ----------
     package : str
         A key of `PACKAGES`.
     """
-    specs = [find_spec(module) for module in PACKAGES[package].modules]
+    needed = PACKAGES[package]
+    if needed.folder is not None and not needed.folder.is_dir():
+        return False
+    specs = [find_spec(module) for module in needed.modules]
     return all(spec is not None and spec.origin is not None for spec in specs)
 
 
 def check_installed(package: str) -> Path:
-    """Return the folder of a package's first module, without importing it.
+    """Return the folder of a package's data, or else of its first module, without importing it.
 
     Parameters
     ----------
@@ -125,12 +135,13 @@ def check_installed(package: str) -> Path:
         If it is not installed: one sentence with the command that installs it.
     """
     needed = PACKAGES[package]
-    first = find_spec(needed.modules[0])
-    if not is_installed(package) or first is None or first.origin is None:
+    first = find_spec(needed.modules[0]) if needed.modules else None
+    folder = needed.folder or (Path(first.origin).parent if first is not None and first.origin else None)
+    if folder is None or not is_installed(package):
         raise InputError(
             f"data: {needed.data}: expected the package {package}, which is not installed: {needed.command}"
         )
-    return Path(first.origin).parent
+    return folder
 
 
 def movielens() -> Ratings:

@@ -29,7 +29,9 @@ from theodolite.value import Value
 
 __all__ = ["Scattering2D"]
 
-_CHUNK = 3 << 16  # numbers of a stage that are handled together: they fit the cache
+_IMAGES = 3 << 16  # numbers of the first stage that are handled together, at most: it bounds the peak
+_CHUNK = 15 << 14  # of any stage: they fit the cache
+_TRANSFORMED = 1 << 16  # of them that are transformed back together: fewer, larger steps where maps are small
 _NEGLIGIBLE = {
     torch.float32: 1e-9,
     torch.float64: 1e-17,
@@ -188,7 +190,7 @@ class Scattering2D(nn.Module):
         check_input(x, expected)
         images, exponent = moderate(x.reshape(-1, *expected))
         tables = self._table(images)
-        step = max(1, _CHUNK // (math.prod(self.padded_shape) * self.L))
+        step = max(1, _IMAGES // (math.prod(self.padded_shape) * self.L))
         if torch.is_grad_enabled() and images.requires_grad and len(images):
             found = torch.cat([self._differentiable(part, tables) for part in images.split(step)])
         else:
@@ -388,26 +390,32 @@ def _apart(spectrum: Tensor, step: int) -> tuple[Tensor, ...]:
 
 def _moduli(apart: Sequence[Tensor], wavelets: list[_Filter], size: tuple[int, int]) -> Tensor:
     """Return the moduli of what wavelets make of spectra of maps (b, p, ...), (b, wavelets p, *size)."""
+    b, p = apart[0].shape[:2]
     if torch.is_grad_enabled() and apart[0].requires_grad:
         # the derivative of a modulus at zero is zero, that of a root of squares is not defined
-        return torch.cat([_band(apart, wavelet, size).abs() for wavelet in wavelets], 1)
-    b, p = apart[0].shape[:2]
-    found = apart[0].new_empty(b, len(wavelets) * p, *size)
-    for k, wavelet in enumerate(wavelets):
-        parts = torch.view_as_real(_band(apart, wavelet, size))
+        return torch.cat([torch.fft.ifft2(_product(apart, [w], size)[0]).abs() for w in wavelets], 1)
+    found = apart[0].new_empty(b, len(wavelets), p, *size)
+    step = max(1, _TRANSFORMED // (b * p * math.prod(size)))
+    for start in range(0, len(wavelets), step):
+        some = wavelets[start : start + step]
+        parts = torch.view_as_real(torch.fft.ifft2(_product(apart, some, size)))
         real, imaginary = parts[..., 0], parts[..., 1]
         # half the time of a complex modulus
         squares = torch.addcmul(real * real, imaginary, imaginary)
-        torch.sqrt(squares, out=found[:, k * p : (k + 1) * p])
-    return found
+        torch.sqrt(squares, out=found[:, start : start + len(some)].transpose(0, 1))
+    return found.flatten(1, 2)
 
 
-def _band(apart: Sequence[Tensor], wavelet: _Filter, size: tuple[int, int]) -> Tensor:
-    """Return what a wavelet makes of spectra, up to a phase, (b, p, *size)."""
-    total = apart[wavelet.places[0]] * wavelet.parts[0]
-    for place, part in zip(wavelet.places[1:], wavelet.parts[1:], strict=True):
-        total.addcmul_(apart[place], part)
-    return torch.fft.ifft2(torch.view_as_complex(total.view(*total.shape[:-1], *size, 2)))
+def _product(apart: Sequence[Tensor], wavelets: Sequence[_Filter], size: tuple[int, int]) -> Tensor:
+    """Return the spectra of what wavelets make of maps, up to a phase, complex (wavelets, b, p, *size)."""
+    found = []
+    for wavelet in wavelets:
+        total = apart[wavelet.places[0]] * wavelet.parts[0]
+        for place, part in zip(wavelet.places[1:], wavelet.parts[1:], strict=True):
+            total.addcmul_(apart[place], part)
+        found.append(total)
+    whole = torch.stack(found) if len(found) > 1 else found[0].unsqueeze(0)
+    return torch.view_as_complex(whole.view(*whole.shape[:-1], *size, 2))
 
 
 def _average(row: Tensor, level: int, J: int, whole: bool) -> Tensor:
