@@ -107,7 +107,8 @@ class Scattering2D(nn.Module):
     Notes
     -----
     Filters have no place in the state: they follow from the arguments, and are computed in float64 whatever the input's
-    precision.  Gradients are finite everywhere, that of a modulus at zero being zero.
+    precision.  Gradients are finite everywhere, that of a modulus at zero being zero.  ``torch.compile`` gives the same values
+    and gains nothing: most of the time is in Fourier transforms, and stages have more shapes than it compiles for.
 
     References
     ----------
