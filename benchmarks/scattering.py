@@ -8,7 +8,7 @@
     1 and 4 volumes of that side, J = 2, L = 3, float32.
 
 Contenders alternate in one process: ``ratio`` is the median of Kymatio's seconds over ours.  ``memory`` is the peak above
-what was held before the call, in MiB, each in a process of its own; ``filters`` the seconds of building a transform.
+what was held before the call, in MiB, each in a process of its own; ``filters`` the median seconds of building a transform.
 The last line is one JSON object; ``error`` is the relative distance of the outputs.
 """
 
@@ -19,7 +19,6 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -94,11 +93,12 @@ def main() -> None:
         return
     if why := kymatio.missing():
         raise SystemExit(f"--case {options.case}: {why}")
-    transforms, filters = {}, {}
-    for name in ("ours", "kymatio"):
-        start = time.process_time()
-        transforms[name], x = made(name, options.case)
-        filters[name] = round(time.process_time() - start, 3)
+    names, (kind, arguments, _) = ("ours", "kymatio"), CASES[options.case]
+    filters = alternate(
+        {name: lambda n=name: MAKERS[kind][n](**arguments) for name in names}, 3, warm_up=False
+    )
+    transforms = {name: made(name, options.case)[0] for name in names}
+    x = made("ours", options.case)[1]
     with torch.no_grad():
         ours, theirs = (transforms[name](x) for name in transforms)
         seconds = alternate({name: lambda t=t: t(x) for name, t in transforms.items()}, options.runs)
@@ -107,7 +107,10 @@ def main() -> None:
         "peer": round(seconds["kymatio"], 4),
         "ratio": round(seconds["kymatio"] / seconds["ours"], 2),
         "error": float((ours - theirs).norm() / theirs.norm()),
-        "filters": {**filters, "ratio": round(filters["kymatio"] / filters["ours"], 1)},
+        "filters": {
+            **{name: round(filters[name], 4) for name in names},
+            "ratio": round(filters["kymatio"] / filters["ours"], 1),
+        },
     }
     peaks = memory(options)
     result["memory"] = {**peaks, "ratio": round(peaks["ours"] / peaks["kymatio"], 3)}
