@@ -44,7 +44,7 @@ class Field(ABC):
 
     @abstractmethod
     def norms(self) -> dict[str, Value]:
-        """Return the norms that are named in :data:`NORMS`, in pixels and per pixel."""
+        """Return the norms that are named in ``NORMS``, in pixels and per pixel."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ def acts_on_output(graph: Graph, action: Action) -> bool | None:
 
 
 def output_grid(graph: Graph, action: Action, output: Tensor) -> Tensor | None:
-    """Return the output with its positions last, shape (n, c, *sizes), or None if it has not all axes.
+    """Return the output with its positions last, shape (n, c) and the sizes, or None if it has not all axes.
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ _CLOSING = frozenset(") ] } ⟩ ⌋ ⌉ | ‖ ⊤ ′ ! %".split())
 _RELATIONS = frozenset("≤ ≥ = < > ≈ ∼ ≡ ∝ ≪ ≫ → ⇒ ⇔ ∈".split())
 _LONG = 12
 _FUNCTIONS = frozenset(
-    "max min sup inf lim limsup liminf log ln exp sin cos tan tanh cosh sinh det dim ker rank arg argmax argmin "
+    "max min sup inf lim limsup liminf log ln exp sin cos tan arcsin arccos arctan tanh cosh sinh det dim ker rank arg argmax argmin "
     "deg gcd Pr trace diag sign median".split()
 )
 _LIMITS = frozenset("∑ ∏ ⨂ ⋃ ⋂ max min sup inf lim".split())

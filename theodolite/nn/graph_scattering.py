@@ -261,10 +261,12 @@ class GraphScattering(nn.Module):
 
         Notes
         -----
-        Let :math:`e_m=\|U_mx-U'_mx\|` and :math:`s_m=\|S_mx-S'_mx\|`.  As the modulus does not expand, :math:`s_m^2+e_{m+1}^2
-        \le\|\mathcal WU_mx-\mathcal W'U'_mx\|^2\le(\beta e_m+\|\mathcal W-\mathcal W'\|\,\|U'_mx\|)^2`.  So
-        :math:`t_m=(\sum_{k\le m}s_k^2+e_{m+1}^2)^{1/2}` satisfies :math:`t_m\le\beta t_{m-1}+\|\mathcal W-\mathcal W'\|\,
-        \|U'_mx\|`, and of the last order only low-passes are taken.  Any subset of the paths obeys it.  The weighted norms of
+        Let :math:`e_m=\|U_mx-U'_mx\|` and :math:`s_m=\|S_mx-S'_mx\|`.  As the modulus does not expand, both
+        :math:`s_m^2+e_{m+1}^2\le\|\mathcal WU_mx-\mathcal W'U'_mx\|^2` and
+        :math:`\|\mathcal WU_mx-\mathcal W'U'_mx\|\le\beta e_m+\|\mathcal W-\mathcal W'\|\,\|U'_mx\|`.  So
+        :math:`t_m=(\sum_{k\le m}s_k^2+e_{m+1}^2)^{1/2}` satisfies
+        :math:`t_m\le\beta t_{m-1}+\|\mathcal W-\mathcal W'\|\,\|U'_mx\|`,
+        and of the last order only low-passes are taken.  Any subset of the paths obeys it.  The weighted norms of
         "geometric" differ from graph to graph, and for every x :math:`\|U'_mx\|` may grow by the root of the largest ratio of
         degrees times that of their inverses.
         """
