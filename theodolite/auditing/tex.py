@@ -52,8 +52,8 @@ _CLOSING = frozenset(") ] } ⟩ ⌋ ⌉ | ‖ ⊤ ′ ! %".split())
 _RELATIONS = frozenset("≤ ≥ = < > ≈ ∼ ≡ ∝ ≪ ≫ → ⇒ ⇔ ∈".split())
 _LONG = 12
 _FUNCTIONS = frozenset(
-    "max min sup inf lim limsup liminf log ln exp sin cos tan arcsin arccos arctan tanh cosh sinh det dim ker rank arg argmax argmin "
-    "deg gcd Pr trace diag sign median".split()
+    "max min sup inf lim limsup liminf log ln exp sin cos tan arcsin arccos arctan tanh cosh sinh det dim ker rank arg argmax "
+    "argmin deg gcd Pr trace diag sign median".split()
 )
 _LIMITS = frozenset("∑ ∏ ⨂ ⋃ ⋂ max min sup inf lim".split())
 _NAMED = 'movablelimits="true" lspace="0" rspace="0"'
