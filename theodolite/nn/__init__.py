@@ -1,4 +1,4 @@
-"""Ordinary modules: parallel subnetworks, fixed gates, and regularizers that match them."""
+"""Ordinary modules: scattering, parallel subnetworks, gates, dropout, anti-aliased layers, and regularizers."""
 
 from __future__ import annotations
 

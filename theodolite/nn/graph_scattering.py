@@ -23,6 +23,7 @@ from theodolite.nn.adjacency import Laplacian, read_adjacency
 from theodolite.nn.graph_distance import bank_distance
 from theodolite.nn.graph_kernels import GraphNorm
 from theodolite.nn.graph_wavelets import GraphBank, GraphBankName, graph_bank
+from theodolite.nn.scattering_shared import path_table
 from theodolite.value import Value
 
 __all__ = ["GraphScattering"]
@@ -193,10 +194,7 @@ class GraphScattering(nn.Module):
     def meta(self) -> dict[str, NDArray[Any]]:
         """Return the paths as arrays: "order" (p,), and "j" (p, order), NaN where there is none."""
         paths = self.paths()
-        wavelets = np.full((len(paths), max(self.order, 1)), np.nan)
-        for row, path in zip(wavelets, paths, strict=True):
-            row[: len(path)] = path
-        return {"order": np.array([len(path) for path in paths]), "j": wavelets}
+        return {"order": np.array([len(path) for path in paths]), "j": path_table(paths, self.order)}
 
     def lipschitz(self) -> Value:
         r"""Return a proved bound of :math:`\|Sx-Sy\|/\|x-y\|`.

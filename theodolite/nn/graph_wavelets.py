@@ -18,6 +18,7 @@ from torch import Tensor
 
 from theodolite.nn.adjacency import Laplacian, csr_tensor, laplacian_matrix, lazy_walk, read_adjacency
 from theodolite.nn.graph_kernels import GraphNorm, cubic, hann, walk_powers
+from theodolite.nn.scattering_shared import check_counts
 from theodolite.nn.wavelets import FrameBounds
 from theodolite.value import Value
 
@@ -241,8 +242,7 @@ def graph_bank(
     ):
         if value not in known:
             raise ValueError(f"{key}: expected one of {', '.join(map(repr, known))}, got {value!r}")
-    if isinstance(J, bool) or not isinstance(J, int) or J < 1:
-        raise ValueError(f"J: expected an integer >= 1, got {J!r}")
+    check_counts(J=(J, 1))
     if top is not None and not 0.0 < top < math.inf:
         raise ValueError(f"top: expected a positive number, got {top!r}")
     adjacency = read_adjacency(W)

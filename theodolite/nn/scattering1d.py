@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from theodolite.linalg.lanczos import UP
 from theodolite.nn.padding import PADDINGS, Padding, axis_copies, padded
 from theodolite.nn.scattering1d_stages import Low, Wavelet, averages, between, low_pass, moduli, wavelet
-from theodolite.nn.scattering_input import check_input, moderate, restored
+from theodolite.nn.scattering_shared import check_counts, check_input, moderate, path_table, restored
 from theodolite.nn.wavelets import Bank, Norm, folded
 from theodolite.nn.wavelets1d import Morlet, border, morlet1d, morlets
 from theodolite.value import Value
@@ -126,17 +126,9 @@ class Scattering1D(nn.Module):
             raise ValueError(f"shape: expected the number of samples, got {sizes}")
         if len(octaves) not in (1, 2):
             raise ValueError(f"Q: expected one number or two, got {octaves}")
-        for name, value, least in (
-            ("J", J, 0),
-            ("shape", sizes[0], 1),
-            *(("Q", q, 1) for q in octaves),
-            ("max_order", max_order, 0),
-            ("oversampling", oversampling, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
-        if max_order > 3:
-            raise ValueError(f"max_order: expected at most 3, got {max_order}")
+        check_counts(J=(J, 0), shape=(sizes[0], 1), max_order=(max_order, 0), oversampling=(oversampling, 0))
+        for q in octaves:
+            check_counts(Q=(q, 1))
         if backend != "torch":
             raise ValueError(f"backend: expected 'torch', got {backend!r}")
         if pad not in PADDINGS:
@@ -249,12 +241,13 @@ class Scattering1D(nn.Module):
 
     def meta(self) -> dict[str, Any]:
         """Return the paths: arrays "order" (p,), "xi", "sigma", "j" and "n" (p, max_order), NaN where there is none; "key"."""
-        table: dict[str, Any] = {"order": np.array([len(path) for path in self._rows])}
-        for key in ("xi", "sigma", "j", "n"):
-            table[key] = np.full((len(self), max(self.max_order, 1)), np.nan)
-            for row, path in zip(table[key], self._rows, strict=True):
-                row[: len(path)] = path if key == "n" else [getattr(wave, key) for wave in self._waves(path)]
-        return {**table, "key": list(self._rows)}
+        wavelets = [self._waves(path) for path in self._rows]
+        numbers = {
+            key: [[getattr(wave, key) for wave in waves] for waves in wavelets]
+            for key in ("xi", "sigma", "j")
+        }
+        tables = {key: path_table(rows, self.max_order) for key, rows in {**numbers, "n": self._rows}.items()}
+        return {"order": np.array([len(path) for path in self._rows]), **tables, "key": list(self._rows)}
 
     def _waves(self, path: Path) -> list[Morlet]:
         return [self.morlets[min(i, 1)][n] for i, n in enumerate(path)]
@@ -333,7 +326,7 @@ class Scattering1D(nn.Module):
 
     def _table(self, x: Tensor) -> _Tables:
         """Return the tables for inputs of a precision on a device; they are kept."""
-        dtype = x.real.dtype if x.is_complex() else x.dtype
+        dtype = x.dtype.to_real()
         key = (dtype, x.device)
         if key not in self._tables:
             self._tables[key] = self._built(dtype, x.device)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from theodolite.linalg.lanczos import UP
 from theodolite.nn.padding import PADDINGS, Padding, axis_copies, padded
-from theodolite.nn.scattering_input import check_input, moderate, restored
+from theodolite.nn.scattering_shared import check_counts, check_input, moderate, path_table, restored
 from theodolite.nn.wavelet_families import FAMILIES, Family
 from theodolite.nn.wavelets import Bank, Norm, folded
 from theodolite.value import Value
@@ -137,11 +137,7 @@ class Scattering2D(nn.Module):
         wavelets: Family = "morlet",
     ) -> None:
         super().__init__()
-        for name, value, low in (("J", J, 1), ("L", L, 1), ("max_order", max_order, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name}: expected an integer >= {low}, got {value!r}")
-        if max_order > 3:
-            raise ValueError(f"max_order: expected at most 3, got {max_order}")
+        check_counts(J=(J, 1), L=(L, 1), max_order=(max_order, 0))
         if len(shape) != 2 or min(shape) < 1:
             raise ValueError(f"shape: expected two positive integers, got {tuple(shape)}")
         if min(shape) < 2**J:
@@ -229,12 +225,10 @@ class Scattering2D(nn.Module):
     def meta(self) -> dict[str, NDArray[Any]]:
         """Return the paths as arrays: "order" (p,), and "j", "n" and "theta" (p, max_order), NaN where there is none."""
         paths = self.paths()
-        table: dict[str, NDArray[Any]] = {"order": np.array([len(path["n"]) for path in paths])}
-        for key in ("j", "n", "theta"):
-            table[key] = np.full((len(paths), max(self.max_order, 1)), np.nan)
-            for row, path in zip(table[key], paths, strict=True):
-                row[: len(path[key])] = path[key]
-        return table
+        tables = {
+            key: path_table([path[key] for path in paths], self.max_order) for key in ("j", "n", "theta")
+        }
+        return {"order": np.array([len(path["n"]) for path in paths]), **tables}
 
     def lipschitz(self) -> Value:
         r"""Return a proved bound of :math:`2^J\|S x-S y\|/\|x-y\|` for real images.
@@ -279,7 +273,7 @@ class Scattering2D(nn.Module):
 
     def _table(self, x: Tensor) -> _Tables:
         """Return the tables for inputs of a precision on a device; they are kept."""
-        dtype = x.real.dtype if x.is_complex() else x.dtype
+        dtype = x.dtype.to_real()
         key = (dtype, x.device)
         if key not in self._tables:
             self._tables[key] = self._built(dtype, x.device)

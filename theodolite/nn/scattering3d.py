@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from theodolite.nn.scattering3d_stages import Stages, stages
-from theodolite.nn.scattering_input import check_input, moderate
+from theodolite.nn.scattering_shared import check_counts, check_input, moderate, path_table
 from theodolite.nn.solid_harmonics import SAMPLINGS, Sampling, solid_harmonic3d
 from theodolite.nn.wavelets import Bank
 
@@ -91,11 +91,7 @@ class HarmonicScattering3D(nn.Module):
         sampling: Sampling = "reference",
     ) -> None:
         super().__init__()
-        for name, value, low in (("J", J, 0), ("L", L, 0), ("max_order", max_order, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name}: expected an integer >= {low}, got {value!r}")
-        if max_order > 3:
-            raise ValueError(f"max_order: expected at most 3, got {max_order}")
+        check_counts(J=(J, 0), L=(L, 0), max_order=(max_order, 1))
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"shape: expected three positive integers, got {tuple(shape)}")
         if not 0.0 < sigma_0 < math.inf:
@@ -169,10 +165,8 @@ class HarmonicScattering3D(nn.Module):
     def meta(self) -> dict[str, NDArray[Any]]:
         """Return the axes as arrays: "order" (p,), "j" (p, max_order), NaN where there is none, "l" (L + 1,), "q" (powers,)."""
         paths = self.paths()
-        scales = np.full((len(paths), self.max_order), np.nan)
-        for row, path in zip(scales, paths, strict=True):
-            row[: len(path)] = path
         order = np.array([len(path) for path in paths])
+        scales = path_table(paths, self.max_order)
         return {"order": order, "j": scales, "l": np.arange(self.L + 1), "q": np.array(self.integral_powers)}
 
     def bank(self) -> Bank:

@@ -65,7 +65,7 @@ def energies(bank: Bank, x: Tensor, max_order: int, increasing: bool = False) ->
         If the signals have other sizes, or `max_order` is negative.
     """
     dims = _checked(bank, x, max_order)
-    low, high = (h.to(x.device, x.real.dtype if x.is_complex() else x.dtype) for h in (bank.low, bank.high))
+    low, high = (h.to(x.device, x.dtype.to_real()) for h in (bank.low, bank.high))
     total = _energy(x, dims)
     orders = torch.zeros(*total.shape, max_order + 1, dtype=total.dtype, device=x.device)
     rest = torch.zeros_like(total)
@@ -100,7 +100,7 @@ def averages(bank: Bank, x: Tensor, max_order: int, increasing: bool = True) -> 
         As :func:`energies` does.
     """
     dims = _checked(bank, x, max_order)
-    low, high = (h.to(x.device, x.real.dtype if x.is_complex() else x.dtype) for h in (bank.low, bank.high))
+    low, high = (h.to(x.device, x.dtype.to_real()) for h in (bank.low, bank.high))
     found, maps = [], torch.zeros_like(_energy(x, dims))
     with torch.no_grad():
         for _, spectrum in _cascade(bank, high, x, max_order, increasing):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -126,14 +127,16 @@ def synthesize(
 
     interrupted = False
     try:
-        minimize(loss, (y.double(),), ftol=0.0, gtol=0.0, max_iterations=steps)
-    except _Reached:
-        pass  # the best point is kept
+        with suppress(_Reached):
+            minimize(loss, (y.double(),), ftol=0.0, gtol=0.0, max_iterations=steps)
     except KeyboardInterrupt:
         interrupted = True
     with torch.no_grad():
         rest = float((transform(best_y) - target).abs().square().sum().sqrt()) / size
-    note = f"after {len(history)} evaluations; the signal with these coefficients is not unique"
+    precision = (
+        "" if target.dtype.to_real() == torch.float64 else f", in {str(target.dtype).removeprefix('torch.')}"
+    )
+    note = f"after {len(history)} evaluations{precision}; the signal with these coefficients is not unique"
     return Synthesis(best_y, Value.exact(rest, note=note), history, interrupted)
 
 
@@ -141,7 +144,7 @@ def _noise(
     transform: Callable[[Tensor], Tensor], target: Tensor, shape: Sequence[int], size: float, seed: int
 ) -> Tensor:
     """Return white noise whose coefficients have a given norm."""
-    dtype = target.real.dtype if target.is_complex() else target.dtype
+    dtype = target.dtype.to_real()
     noise = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     noise = noise.to(target.device, dtype)
     with torch.no_grad():

@@ -223,7 +223,7 @@ class Bank:
 
     def _filters(self, x: Tensor) -> Tensor:
         """Return the spectra of all filters, the low-pass first, in the precision of signals."""
-        dtype = x.real.dtype if x.is_complex() else x.dtype
+        dtype = x.dtype.to_real()
         return torch.cat([self.low[None], self.high]).to(x.device, dtype)
 
 

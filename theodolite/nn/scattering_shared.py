@@ -1,17 +1,28 @@
-"""What every scattering transform asks of its input, and how inputs of any size stay within the range of their numbers."""
+"""What scattering transforms share: what they ask of arguments and inputs, their scaling, and tables of paths."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["check_input", "moderate", "restored"]
+__all__ = ["check_counts", "check_input", "moderate", "path_table", "restored"]
 
 _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _SAFE = 1e15  # inputs larger, or smaller than its inverse, are scaled by a power of two
+
+
+def check_counts(**counts: tuple[object, int]) -> None:
+    """Raise an error unless every number, given with the least that it may be, is an integer, and `max_order` at most 3."""
+    for name, (value, least) in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+        if name == "max_order" and value > 3:
+            raise ValueError(f"max_order: expected at most 3, got {value}")
 
 
 def check_input(x: object, sizes: Sequence[int]) -> None:
@@ -41,3 +52,9 @@ def restored(x: Tensor, exponent: int) -> Tensor:
         return x
     half = exponent // 2  # in two steps: 2^exponent itself may not be a number
     return x * 2.0**half * 2.0 ** (exponent - half)
+
+
+def path_table(rows: Iterable[Sequence[float]], max_order: int) -> NDArray[np.float64]:
+    """Return one number for each wavelet of each path, shape (paths, max_order), NaN where there is none."""
+    found = [[*row, *[math.nan] * (max(max_order, 1) - len(row))] for row in rows]
+    return np.array(found, dtype=np.float64)
